@@ -1,0 +1,157 @@
+//! Why something is wrong: input we refuse, and the reasons a job can fail for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Input that was refused: which field, and why, in words the sender can act on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{field}: {message}")]
+pub struct BadInput {
+    /// The field's path as the sender wrote it, e.g. `resource.mem` or `[2].imageId`.
+    pub field: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl BadInput {
+    /// `field` is wrong because of `message`.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> BadInput {
+        BadInput { field: field.into(), message: message.into() }
+    }
+
+    /// The same, for the entry `index` of a list.
+    pub fn in_entry(self, index: usize) -> BadInput {
+        BadInput { field: format!("[{index}].{}", self.field), ..self }
+    }
+}
+
+/// Why a task or job is `Failed`. Typed on the wire, and a sentence when printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Reason {
+    /// The command ended with a status other than 0 (wait(2), WEXITSTATUS).
+    ExitCode {
+        /// 1 to 255.
+        code: i32,
+    },
+    /// The command was ended by a signal that nobody here sent (wait(2), WTERMSIG).
+    Signal {
+        /// The signal's number on the node.
+        signal: i32,
+    },
+    /// The kernel's OOM killer ended processes of the task, and the command failed.
+    OutOfMemory {
+        /// The most memory the task ever held.
+        peak_mib: u64,
+        /// What it was allowed.
+        limit_mib: u64,
+    },
+    /// The container could not be made, or the command could not be executed.
+    LaunchFailed {
+        /// What was being done, verb and object: `mount overlay`.
+        step: String,
+        /// What the kernel said: `EINVAL`.
+        cause: String,
+    },
+    /// The node was booted anew while the task ran.
+    NodeRebooted,
+    /// The node has been silent for longer than the task's lease.
+    NodeLost,
+    /// The end was seen but its status was recorded by nobody.
+    Lost,
+    /// A log stream grew over its cap.
+    LogLimit,
+    /// The node refused the task as impossible; the sentence is the node's.
+    Refused {
+        /// Why.
+        message: String,
+    },
+    /// A reason a newer version of berth knows. Kept as it came, never made into something else.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::ExitCode { code } => write!(f, "exit code {code}"),
+            Reason::Signal { signal } => match signal_name(*signal) {
+                Some(name) => write!(f, "signal {signal} ({name})"),
+                None => write!(f, "signal {signal}"),
+            },
+            Reason::OutOfMemory { peak_mib, limit_mib } => {
+                write!(f, "out of memory (peak {peak_mib} MiB of {limit_mib} MiB)")
+            }
+            Reason::LaunchFailed { step, cause } => write!(f, "launch failed: {step}: {cause}"),
+            Reason::NodeRebooted => f.write_str("node rebooted"),
+            Reason::NodeLost => f.write_str("node lost"),
+            Reason::Lost => f.write_str("lost"),
+            Reason::LogLimit => f.write_str("log limit"),
+            Reason::Refused { message } => write!(f, "refused by the node: {message}"),
+            Reason::Unknown => f.write_str("a reason this version of berth does not know"),
+        }
+    }
+}
+
+/// The name of a standard signal, as signal(7) lists them for x86 and ARM.
+fn signal_name(signal: i32) -> Option<&'static str> {
+    const NAMES: [&str; 31] = [
+        "SIGHUP",
+        "SIGINT",
+        "SIGQUIT",
+        "SIGILL",
+        "SIGTRAP",
+        "SIGABRT",
+        "SIGBUS",
+        "SIGFPE",
+        "SIGKILL",
+        "SIGUSR1",
+        "SIGSEGV",
+        "SIGUSR2",
+        "SIGPIPE",
+        "SIGALRM",
+        "SIGTERM",
+        "SIGSTKFLT",
+        "SIGCHLD",
+        "SIGCONT",
+        "SIGSTOP",
+        "SIGTSTP",
+        "SIGTTIN",
+        "SIGTTOU",
+        "SIGURG",
+        "SIGXCPU",
+        "SIGXFSZ",
+        "SIGVTALRM",
+        "SIGPROF",
+        "SIGWINCH",
+        "SIGIO",
+        "SIGPWR",
+        "SIGSYS",
+    ];
+    usize::try_from(signal).ok().and_then(|n| NAMES.get(n.checked_sub(1)?)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_read_as_the_contract_spells_them() {
+        let said = |reason: Reason| reason.to_string();
+        assert_eq!(said(Reason::ExitCode { code: 3 }), "exit code 3");
+        assert_eq!(said(Reason::Signal { signal: 11 }), "signal 11 (SIGSEGV)");
+        assert_eq!(said(Reason::Signal { signal: 64 }), "signal 64");
+        assert_eq!(said(Reason::OutOfMemory { peak_mib: 64, limit_mib: 64 }), "out of memory (peak 64 MiB of 64 MiB)");
+        let launch = Reason::LaunchFailed { step: "mount overlay".into(), cause: "EINVAL".into() };
+        assert_eq!(said(launch), "launch failed: mount overlay: EINVAL");
+        assert_eq!(said(Reason::NodeRebooted), "node rebooted");
+    }
+
+    #[test]
+    fn a_reason_is_typed_on_the_wire_and_an_unknown_one_is_not_an_error() {
+        let json = serde_json::to_string(&Reason::OutOfMemory { peak_mib: 1, limit_mib: 2 }).unwrap();
+        assert_eq!(json, r#"{"kind":"outOfMemory","peakMib":1,"limitMib":2}"#);
+        assert_eq!(serde_json::from_str::<Reason>(r#"{"kind":"eatenByABear"}"#).unwrap(), Reason::Unknown);
+    }
+}
