@@ -157,7 +157,7 @@ impl fmt::Display for CpuAmount {
 impl Serialize for CpuAmount {
     /// A whole number stays whole: the original's master and jq see `2`, not `2.0`.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.milli % 1000 == 0 {
+        if self.milli.is_multiple_of(1000) {
             serializer.serialize_u64(self.milli / 1000)
         } else {
             serializer.serialize_f64(self.milli as f64 / 1000.0)

@@ -1,0 +1,343 @@
+//! Init: PID 1 of a container, its builder, monitor and recorder.
+//!
+//! A child of the supervisor by clone3, without exec. It builds the container, waits for the word to go, runs the
+//! command, reaps everything, enforces the time limit, takes SIGTERM from outside as the request to stop, writes the
+//! end record and exits; then the kernel kills whatever is left in the pid namespace, so that a grandchild that called
+//! setsid dies with its task. It outlives the supervisor, and it stays outside the task's cgroups, so that the task's
+//! memory limit cannot take it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::monitor::Monitor;
+use super::payload::{self, Streams};
+use super::plan::Plan;
+use super::record::{End, EndRecord};
+use super::step::{Step, StepError};
+use super::{GO, Logs};
+use crate::cgroup::Group;
+use crate::packages::{self, PackageKind};
+use crate::{namespaces, rootfs, security, sys};
+
+/// Init's whole life; its answer is its exit status, which nobody needs: the record says it all.
+pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
+    let mut monitor = Monitor::default();
+    let mut started_at = None;
+    let end = match build(plan, line, &mut monitor) {
+        Ok(built) => match wait_for_go(line) {
+            Go::Run => match run_command(plan, line, built, &mut monitor, &mut started_at) {
+                Ok(end) => end,
+                Err(failed) => failed.into(),
+            },
+            // Whoever launched us is gone, and has not said that the launch is on record: nothing was run, nothing is
+            // recorded, and the next supervisor launches the task anew.
+            Go::NotToBe => return 1,
+        },
+        Err(failed) => failed.into(),
+    };
+    let record = EndRecord { boot_id: plan.boot_id.clone(), end, started_at, ended_at: Timestamp::now() };
+    monitor.say(format!("end: {}", in_words(&record.end)));
+    let written = plan.record.write(&record);
+    if let Err(error) = &written {
+        monitor.say(format!("cannot write the end record: {error}"));
+    }
+    monitor.flush();
+    i32::from(written.is_err())
+}
+
+/// What stands once the container is built.
+struct Built {
+    group: Group,
+    streams: Option<Streams>,
+}
+
+/// Builds the container. The steps in the order the kernel wants them; each says itself when it fails.
+fn build(plan: &Plan<'_>, line: &UnixStream, monitor: &mut Monitor) -> Result<Built, StepError> {
+    // 1. Nothing of the supervisor's: no descriptor, no session, no way to look into our memory.
+    sys::close_all_but(&plan.descriptors(line)).step(|| "close descriptors".to_owned())?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .step(|| "become non-dumpable".to_owned())?;
+    rustix::thread::set_name(c"berth-init").step(|| "name init".to_owned())?;
+    nix::unistd::setsid().step(|| "start a session".to_owned())?;
+    // 2. The logs first, so that every later failure can be read there. May block with the share; only this task waits.
+    let streams = open_logs(plan, monitor)?;
+    monitor.say(format!("container {}: image {}", plan.container, plan.spec.image_id));
+    // 3. The cgroups, limited before anything is in them.
+    let group = plan
+        .layout
+        .make(&plan.container, &plan.config.cgroup)
+        .map_err(|error| StepError { step: "make cgroups".to_owned(), cause: error.to_string() })?;
+    monitor.say(format!("limits: cpu {}, memory {} MiB", plan.spec.resource.cpu, plan.spec.resource.mem));
+    // 4. The folders, and the config as LXC would read it.
+    rustix::process::chdir(&plan.folder).step(|| format!("enter {}", plan.folder.display()))?;
+    rootfs::make_folders(plan.config.rootfs.driver)?;
+    std::fs::write("config", &plan.config_text).step(|| "write the container's config".to_owned())?;
+    // 5. The mounts: the workspace before the root, and none of them seen outside.
+    rootfs::make_mounts_private()?;
+    stage_packages(plan, monitor)?;
+    let image = plan.open_image()?;
+    let layers: Vec<_> = image.layers.iter().map(|layer| layer.dir.as_fd()).collect();
+    rootfs::unite_root(plan.config.rootfs.driver, &layers)?;
+    rootfs::fit_out(&plan.fittings)?;
+    monitor.say(format!("root: {} of {} layers", plan.config.rootfs.driver.as_str(), layers.len() + 1));
+    // 6. In, and the door closed behind us.
+    rootfs::pivot()?;
+    namespaces::set_hostname(&plan.config.uts_name).step(|| "set the hostname".to_owned())?;
+    namespaces::ready_network(plan.config.network).step(|| "bring loopback up".to_owned())?;
+    monitor.flush();
+    Ok(Built { group, streams })
+}
+
+/// Opens the logs. Our own streams are the supervisor's log or terminal: kept only where the command shall have them.
+fn open_logs(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<Option<Streams>, StepError> {
+    let Logs::Folder(folder) = &plan.logs else { return Ok(None) };
+    let stdin = File::open("/dev/null").step(|| "open /dev/null".to_owned())?;
+    for number in 0..3 {
+        sys::duplicate_to(stdin.as_fd(), number).step(|| "leave the supervisor's streams".to_owned())?;
+    }
+    std::fs::create_dir_all(folder).step(|| format!("make log folder {}", folder.display()))?;
+    monitor.open(open_log(folder, "monitor_out")?);
+    Ok(Some(Streams { stdin, stdout: open_log(folder, "task_stdout")?, stderr: open_log(folder, "task_stderr")? }))
+}
+
+fn open_log(folder: &Path, name: &str) -> Result<File, StepError> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+    options.open(folder.join(name)).step(|| format!("open log {}", folder.join(name).display()))
+}
+
+/// Brings the packages into the workspace: folders as layers without a copy, files as copies.
+fn stage_packages(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<(), StepError> {
+    let failed =
+        |error: packages::PackageError| StepError { step: "stage packages".to_owned(), cause: error.to_string() };
+    let packages = packages::resolve(&plan.package_roots, plan.spec).map_err(failed)?;
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let workspace = File::open(rootfs::UPPER_WORKSPACE).step(|| "open the workspace".to_owned())?;
+    let mut folders = Vec::new();
+    for package in &packages {
+        match package.kind {
+            PackageKind::Directory => folders.push(package.fd.as_fd()),
+            PackageKind::File { .. } => packages::copy_into(package, workspace.as_fd()).map_err(failed)?,
+        }
+        monitor.say(format!("package {}", package.path.display()));
+    }
+    rootfs::unite_workspace(plan.config.rootfs.driver, &folders)
+}
+
+/// The answer to "may the command run?".
+enum Go {
+    Run,
+    NotToBe,
+}
+
+fn wait_for_go(mut line: &UnixStream) -> Go {
+    let mut word = [0; 1];
+    match line.read_exact(&mut word) {
+        Ok(()) if word == *GO => Go::Run,
+        _ => Go::NotToBe,
+    }
+}
+
+/// Runs the command to its end.
+fn run_command(
+    plan: &Plan<'_>,
+    line: &UnixStream,
+    built: Built,
+    monitor: &mut Monitor,
+    started_at: &mut Option<Timestamp>,
+) -> Result<End, StepError> {
+    let payload = spawn(plan, &built)?;
+    // The payload has its copies; kept here they would only hold its cgroups and logs open.
+    drop(built);
+    let now = Timestamp::now();
+    *started_at = Some(now);
+    // The supervisor may be gone by now; it learns the time from the record.
+    let _ = (&*line).write_all(now.to_string().as_bytes());
+    monitor.say("command started");
+    monitor.flush();
+    security::drop_init_capabilities().step(|| "drop capabilities".to_owned())?;
+    let mut watch = Watch::new(plan, line, payload).step(|| "watch the command".to_owned())?;
+    watch.until_the_end(monitor).step(|| "watch the command".to_owned())
+}
+
+/// Forks the payload into its cgroup and waits until it is the user's program, or has said why not.
+fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Pid, StepError> {
+    let (mut failure, theirs) = io::pipe().step(|| "make a pipe".to_owned())?;
+    let options = sys::CloneOptions {
+        namespaces: 0,
+        into_cgroup: built.group.unified.as_ref().map(AsFd::as_fd),
+        keep_signals_blocked: false,
+    };
+    let child = sys::clone(options, || payload::run(plan, &built.group, built.streams.as_ref(), &theirs))
+        .step(|| "fork the command".to_owned())?;
+    drop(theirs);
+    let mut said = String::new();
+    failure.read_to_string(&mut said).step(|| "hear of the command".to_owned())?;
+    match said.split_once('\n') {
+        None => Ok(Pid::from_raw(child.pid)),
+        Some((step, cause)) => Err(StepError { step: step.to_owned(), cause: cause.to_owned() }),
+    }
+}
+
+/// Init's own standing watch over the command.
+///
+/// ```text
+///   Running ──exits, dies──────────────▶ End::Exited | End::Signaled
+///      │ time is up │ asked to stop
+///      ▼            ▼   SIGTERM to all
+///   Stopping(TimedOut | Killed) ──grace over──▶ SIGKILL to all
+///      └──the command is gone──▶ that end
+/// ```
+struct Watch<'p> {
+    plan: &'p Plan<'p>,
+    line: &'p UnixStream,
+    payload: Pid,
+    signals: SignalFd,
+    timer: TimerFd,
+    stopping: Option<End>,
+}
+
+impl<'p> Watch<'p> {
+    fn new(plan: &'p Plan<'_>, line: &'p UnixStream, payload: Pid) -> nix::Result<Watch<'p>> {
+        // All are blocked since the clone; the rest of them mean nothing to us.
+        let mut wanted = SigSet::empty();
+        wanted.add(Signal::SIGCHLD);
+        wanted.add(Signal::SIGTERM);
+        let signals = SignalFd::new(&wanted)?;
+        // Counts while the machine sleeps, and no change of the wall clock moves it.
+        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC)?;
+        let watch = Watch { plan, line, payload, signals, timer, stopping: None };
+        if let Some(timeout) = plan.timeout {
+            watch.arm(timeout)?;
+        }
+        Ok(watch)
+    }
+
+    fn until_the_end(&mut self, monitor: &mut Monitor) -> nix::Result<End> {
+        loop {
+            let happened = self.wait()?;
+            if happened.child {
+                // A SIGCHLD stands for any number of exits, so all are reaped.
+                if let Some(end) = self.reap()? {
+                    return Ok(self.stopping.take().unwrap_or(end));
+                }
+            }
+            if happened.asked_to_stop && self.stopping.is_none() {
+                monitor.say("asked to stop");
+                self.stop(End::Killed)?;
+            }
+            if happened.parent_gone && self.stopping.is_none() {
+                monitor.say("whoever ran this is gone");
+                self.stopping = Some(End::Killed);
+                self.kill_all(Signal::SIGKILL);
+            }
+            if happened.time && self.stopping.is_none() {
+                monitor.say(format!("time is up after {} ms", self.plan.spec.timeout));
+                self.stop(End::TimedOut)?;
+            } else if happened.time {
+                monitor.say("grace period over");
+                self.kill_all(Signal::SIGKILL);
+            }
+        }
+    }
+
+    /// Waits for the next thing to happen.
+    fn wait(&self) -> nix::Result<Happened> {
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.timer.as_fd(), PollFlags::POLLIN),
+        ];
+        if self.plan.die_with_parent && self.stopping.is_none() {
+            fds.push(PollFd::new(self.line.as_fd(), PollFlags::POLLIN));
+        }
+        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+            // Stopped and continued by somebody: nothing has happened.
+            Err(nix::errno::Errno::EINTR) => return Ok(Happened::default()),
+            result => result?,
+        };
+        let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
+        let mut happened = Happened { time: ready(1), parent_gone: ready(2), ..Happened::default() };
+        if ready(0)
+            && let Some(info) = self.signals.read_signal()?
+        {
+            happened.child = info.ssi_signo == libc::SIGCHLD.cast_unsigned();
+            // A sender outside our pid namespace has no pid in it; the payload cannot stop its own init.
+            happened.asked_to_stop = info.ssi_signo == libc::SIGTERM.cast_unsigned() && info.ssi_pid == 0;
+        }
+        if happened.time {
+            self.timer.wait()?;
+        }
+        Ok(happened)
+    }
+
+    /// Reaps all that have exited, orphans of the payload too; says how the payload ended if it was among them.
+    fn reap(&self) -> nix::Result<Option<End>> {
+        let mut end = None;
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.payload => end = Some(End::Exited { code }),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.payload => {
+                    end = Some(End::Signaled { signal: signal as i32 });
+                }
+                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(end),
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Asks every process of the container to end, and allows them the grace period.
+    ///
+    /// All, not the command alone: a shell runs its trap only after the program it waits for has ended.
+    fn stop(&mut self, end: End) -> nix::Result<()> {
+        self.stopping = Some(end);
+        self.kill_all(Signal::SIGTERM);
+        self.arm(self.plan.grace)
+    }
+
+    fn kill_all(&self, signal: Signal) {
+        // -1 is every process of this pid namespace but ourselves. ESRCH: there is none left, which is the aim.
+        let _ = nix::sys::signal::kill(Pid::from_raw(-1), signal);
+    }
+
+    fn arm(&self, after: Duration) -> nix::Result<()> {
+        // Zero would disarm it.
+        let after = after.max(Duration::from_nanos(1));
+        self.timer.set(Expiration::OneShot(TimeSpec::from_duration(after)), TimerSetTimeFlags::empty())
+    }
+}
+
+/// What one wait of [`Watch`] brought.
+#[derive(Default)]
+struct Happened {
+    child: bool,
+    asked_to_stop: bool,
+    parent_gone: bool,
+    time: bool,
+}
+
+fn in_words(end: &End) -> String {
+    match end {
+        End::Exited { code } => format!("exit code {code}"),
+        End::Signaled { signal } => format!("signal {signal}"),
+        End::TimedOut => "stopped: time is up".to_owned(),
+        End::Killed => "stopped: asked to".to_owned(),
+        End::LaunchFailed { step, cause } => format!("launch failed: {step}: {cause}"),
+    }
+}

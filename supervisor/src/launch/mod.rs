@@ -1,0 +1,282 @@
+//! Launching: from a job's spec to a running init, by one clone into a plan made beforehand.
+//!
+//! `plan` makes all that can fail early; `init` is the child, PID 1 of the container; `payload` is its child, the
+//! last steps before the user's program; `record` is what init leaves behind. This room knows nothing of tasks,
+//! journals or HTTP.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use wire::{BootId, JobSpec, Reason};
+
+use crate::cgroup::Layout;
+use crate::lxc_config::UnionDriver;
+use crate::{namespaces, rootfs, sys};
+
+mod init;
+mod monitor;
+mod payload;
+mod plan;
+pub mod record;
+pub mod step;
+
+pub use crate::lxc_config::Network;
+use plan::Plan;
+use step::StepError;
+
+/// What every launch of this supervisor shares.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Holds `img/`, `cont/` and `empty/`.
+    pub state_dir: PathBuf,
+    /// Folders packages may come from.
+    pub package_roots: Vec<PathBuf>,
+    /// How layers are united.
+    pub union: UnionDriver,
+}
+
+impl Settings {
+    /// The node's images.
+    pub fn image_dir(&self) -> PathBuf {
+        self.state_dir.join("img")
+    }
+
+    /// The folder of one container.
+    pub fn container_dir(&self, container: &str) -> PathBuf {
+        self.state_dir.join("cont").join(container)
+    }
+
+    /// A folder with nothing in it, to cover others with.
+    pub fn empty_dir(&self) -> PathBuf {
+        self.state_dir.join("empty")
+    }
+}
+
+/// One container to launch.
+#[derive(Debug)]
+pub struct LaunchRequest<'a> {
+    /// Name of the container, its folder, its cgroup and its host.
+    pub container: &'a str,
+    /// What runs in it.
+    pub spec: &'a JobSpec,
+    /// Added to the command's environment.
+    pub environment: Vec<(String, String)>,
+    /// Where its output goes.
+    pub logs: Logs,
+    /// What it sees of the network.
+    pub network: Network,
+    /// Between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// End with the process that launched it: for one in the foreground, not for a daemon's.
+    pub die_with_parent: bool,
+}
+
+/// Where a container's output goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Logs {
+    /// `monitor_out`, `task_stdout` and `task_stderr` in this folder, which init makes.
+    Folder(PathBuf),
+    /// The launching process' own stdin, stdout and stderr.
+    Inherit,
+}
+
+/// A cloned init. It sets the container up at once, and waits for [`InitLine::go`] before it runs the command.
+#[derive(Debug)]
+pub struct Launched {
+    /// Readable once init has exited.
+    pub pidfd: OwnedFd,
+    /// Init's pid.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot: with the pid, its identity (proc_pid_stat(5), field 22).
+    pub start_time: u64,
+    /// The line to it.
+    pub line: InitLine,
+}
+
+/// Why nothing was launched.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// A step of the plan or the clone failed.
+    #[error("cannot launch {container}: {failed}")]
+    Step {
+        /// The container.
+        container: String,
+        /// The step.
+        failed: StepError,
+    },
+    /// The system-call filter does not compile here.
+    #[error("cannot compile the system-call filter: {0}")]
+    Filter(#[from] seccompiler::BackendError),
+    /// The folders below the state dir cannot be made.
+    #[error("cannot make {path}: {source}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The boot id cannot be read.
+    #[error("cannot read /proc/sys/kernel/random/boot_id: {0}")]
+    BootId(io::Error),
+}
+
+impl LaunchError {
+    /// The reason a task that could not be launched has failed for.
+    pub fn reason(&self) -> Reason {
+        match self {
+            LaunchError::Step { failed, .. } => {
+                Reason::LaunchFailed { step: failed.step.clone(), cause: failed.cause.clone() }
+            }
+            other => Reason::LaunchFailed { step: "prepare".to_owned(), cause: other.to_string() },
+        }
+    }
+}
+
+/// Launches containers.
+#[derive(Debug)]
+pub struct Launcher {
+    settings: Settings,
+    boot_id: BootId,
+    filter: crate::security::SystemCallFilter,
+}
+
+impl Launcher {
+    /// Readies the folders and compiles the system-call filter, once.
+    pub fn new(settings: &Settings) -> Result<Launcher, LaunchError> {
+        for folder in ["img", "cont", "empty"] {
+            let path = settings.state_dir.join(folder);
+            std::fs::create_dir_all(&path).map_err(|source| LaunchError::Folder { path, source })?;
+        }
+        let boot_id = boot_id().map_err(LaunchError::BootId)?;
+        Ok(Launcher { settings: settings.clone(), boot_id, filter: crate::security::SystemCallFilter::compile()? })
+    }
+
+    /// Makes the plan, then clones init into it.
+    pub fn launch(&self, layout: &Layout, request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
+        let container = request.container.to_owned();
+        let failed = |failed| LaunchError::Step { container: container.clone(), failed };
+        let plan = Plan::make(self, layout, request).map_err(failed)?;
+        self.clone_init(&plan).map_err(|failed| {
+            plan.undo();
+            LaunchError::Step { container: container.clone(), failed }
+        })
+    }
+
+    fn clone_init(&self, plan: &Plan<'_>) -> Result<Launched, StepError> {
+        use step::Step;
+
+        let (ours, theirs) = UnixStream::pair().step(|| "make the line to init".to_owned())?;
+        ours.set_nonblocking(true).step(|| "make the line to init".to_owned())?;
+        let options = sys::CloneOptions {
+            namespaces: namespaces::clone_flags(plan.network()),
+            into_cgroup: None,
+            keep_signals_blocked: true,
+        };
+        let child = sys::clone(options, || init::run(plan, &theirs)).step(|| "clone init".to_owned())?;
+        // Not yet reaped, so the pid is still this child's.
+        let start_time = start_time(child.pid).step(|| "read init's start time".to_owned())?;
+        Ok(Launched { pidfd: child.pidfd, pid: child.pid, start_time, line: InitLine(ours) })
+    }
+}
+
+/// Our end of the line to an init; non-blocking.
+#[derive(Debug)]
+pub struct InitLine(UnixStream);
+
+/// What goes over the line from us: the command may run.
+const GO: &[u8] = b"g";
+
+impl InitLine {
+    /// Lets init run the command. Until then, our death makes it leave without having run anything.
+    pub fn go(&self) -> io::Result<()> {
+        (&self.0).write_all(GO)
+    }
+
+    /// When the command was executed; `None` while nothing has come yet. Init's exit is an `UnexpectedEof`.
+    pub fn started(&self) -> io::Result<Option<Timestamp>> {
+        let mut text = [0; 64];
+        match (&self.0).read(&mut text) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => {
+                let text = String::from_utf8_lossy(&text[..length]);
+                text.trim().parse().map(Some).map_err(io::Error::other)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for InitLine {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// When process `pid` started, in clock ticks since boot (proc_pid_stat(5), field 22).
+pub fn start_time(pid: i32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command's name is in parentheses and may itself hold any character.
+    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let field = after_name.split_ascii_whitespace().nth(22 - 3);
+    field.and_then(|field| field.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// This boot of the machine (random(4)).
+pub fn boot_id() -> io::Result<BootId> {
+    Ok(BootId(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned()))
+}
+
+/// Chooses the union filesystem of this node.
+pub fn choose_union(choice: UnionChoice, state_dir: &Path) -> Result<UnionDriver, UnionError> {
+    let filesystems = std::fs::read_to_string("/proc/filesystems").map_err(UnionError::Filesystems)?;
+    let candidates: &[UnionDriver] = match choice {
+        UnionChoice::Auto => &[UnionDriver::Aufs, UnionDriver::Overlay],
+        UnionChoice::Only(UnionDriver::Aufs) => &[UnionDriver::Aufs],
+        UnionChoice::Only(UnionDriver::Overlay) => &[UnionDriver::Overlay],
+    };
+    let driver = candidates.iter().copied().find(|&driver| rootfs::kernel_has(driver, &filesystems));
+    let driver = driver.ok_or_else(|| UnionError::Absent {
+        wanted: candidates.iter().map(|driver| driver.as_str()).collect::<Vec<_>>().join(" or "),
+        hint: candidates.last().map_or("overlay", |driver| driver.as_str()),
+    })?;
+    if driver == UnionDriver::Overlay && !rootfs::takes_trusted_xattrs(state_dir) {
+        return Err(UnionError::StateDir(state_dir.to_owned()));
+    }
+    Ok(driver)
+}
+
+/// `--union`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnionChoice {
+    /// AUFS where the kernel has it, overlay elsewhere.
+    Auto,
+    /// This one or none.
+    Only(UnionDriver),
+}
+
+/// Why layers cannot be united here.
+#[derive(Debug, thiserror::Error)]
+pub enum UnionError {
+    /// The kernel's list cannot be read.
+    #[error("cannot read /proc/filesystems: {0}")]
+    Filesystems(io::Error),
+    /// The kernel lacks it.
+    #[error("this kernel has no {wanted} filesystem; hint: modprobe {hint}, or choose another --union")]
+    Absent {
+        /// What was looked for.
+        wanted: String,
+        /// Its module.
+        hint: &'static str,
+    },
+    /// The state dir cannot hold a writable layer.
+    #[error(
+        "{0} is on a filesystem that cannot hold an overlay's writable layer (no trusted.* extended attributes); \
+             hint: put --state-dir on ext4, xfs, btrfs or tmpfs"
+    )]
+    StateDir(PathBuf),
+}

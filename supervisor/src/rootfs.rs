@@ -1,0 +1,295 @@
+//! The container's root: image layers and a writable layer united, its own /proc, /sys and /dev, and the pivot.
+//!
+//! Everything is mounted inside the container's own mount namespace, so that nothing can leak onto the host and
+//! nothing needs to be unmounted. The current folder is the container's (`cont/<id>`), and paths are short and
+//! relative to it: the kernel cuts mount options at 4,095 bytes, and no name of the operator's can hold a comma.
+//!
+//! An image cannot lead these mounts astray with symlinks at /dev, /proc, /tmp (CVE-2026-41579, CVE-2026-47766):
+//! the writable layer holds real folders of those names, and in a union what lies on top decides what a name is.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+
+use crate::launch::step::{Step, StepError};
+use crate::lxc_config::UnionDriver;
+use crate::security;
+
+/// The writable layer (the upperdir).
+pub const UPPER: &str = "usrfile";
+/// The folder of the writable layer that the container sees as /workspace.
+pub const UPPER_WORKSPACE: &str = "usrfile/workspace";
+/// overlayfs' own scratch folder for the root.
+const WORK: &str = "work";
+/// overlayfs' own scratch folder for the workspace.
+const WORKSPACE_WORK: &str = "workspace-work";
+/// Where packages and workspace are united, until the root is there to move it into.
+const WORKSPACE: &str = "workspace";
+/// Where the root is united.
+const ROOT: &str = "rootfs";
+
+const NO_DEVICES: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const NOTHING_RUNS: MountFlags = NO_DEVICES.union(MountFlags::NOEXEC);
+
+/// Makes the container's folders below the current one.
+pub fn make_folders(driver: UnionDriver) -> Result<(), StepError> {
+    rustix::process::umask(Mode::empty());
+    for folder in [UPPER, WORK, ROOT] {
+        make_folder(folder, 0o755)?;
+    }
+    for (name, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("tmp", 0o1777), ("workspace", 0o755)] {
+        make_folder(format!("{UPPER}/{name}"), mode)?;
+    }
+    // Fresh, whatever the image has there.
+    for name in ["tmp", "workspace"] {
+        hide_below(driver, &format!("{UPPER}/{name}"))?;
+    }
+    Ok(())
+}
+
+/// Makes a folder of the writable layer hide what lower layers have in it.
+fn hide_below(driver: UnionDriver, folder: &str) -> Result<(), StepError> {
+    let hidden = match driver {
+        UnionDriver::Overlay => rustix::fs::setxattr(folder, "trusted.overlay.opaque", b"y", XattrFlags::empty()),
+        UnionDriver::Aufs => {
+            let marker = format!("{folder}/.wh..wh..opq");
+            rustix::fs::mknodat(CWD, marker, FileType::RegularFile, Mode::from_raw_mode(0o444), 0)
+        }
+    };
+    hidden.step(|| format!("make {folder} opaque"))
+}
+
+/// Unites package folders (first wins) with the writable workspace, if there are any.
+///
+/// Before the root is united: overlayfs warns of an upperdir inside another mount's upperdir, not the reverse.
+pub fn unite_workspace(driver: UnionDriver, packages: &[BorrowedFd<'_>]) -> Result<(), StepError> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    for folder in [WORKSPACE, WORKSPACE_WORK] {
+        make_folder(folder, 0o755)?;
+    }
+    unite(driver, packages, UPPER_WORKSPACE, WORKSPACE_WORK, WORKSPACE)
+}
+
+/// Unites the image's layers (top first) with the writable layer.
+pub fn unite_root(driver: UnionDriver, layers: &[BorrowedFd<'_>]) -> Result<(), StepError> {
+    unite(driver, layers, UPPER, WORK, ROOT)
+}
+
+fn unite(
+    driver: UnionDriver,
+    lowers: &[BorrowedFd<'_>],
+    upper: &str,
+    work: &str,
+    target: &str,
+) -> Result<(), StepError> {
+    let lowers: Vec<String> = lowers.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
+    let options = union_options(driver, &lowers, upper, work);
+    rustix::mount::mount(driver.as_str(), target, driver.as_str(), NO_DEVICES, Some(options.as_c_str()))
+        .step(|| format!("mount {} on {target}", driver.as_str()))
+}
+
+/// The mount options that unite `lowers` (top first) under `upper`.
+///
+/// overlay: `volatile` (Linux 5.10) never syncs, which is what a layer that is thrown away wants. AUFS: the branch
+/// order is the same, `ro+wh` lets a lower branch's whiteouts count, and `xino` is kept out of the writable layer.
+pub fn union_options(driver: UnionDriver, lowers: &[String], upper: &str, work: &str) -> std::ffi::CString {
+    let options = match driver {
+        UnionDriver::Overlay => {
+            format!("lowerdir={},upperdir={upper},workdir={work},volatile", lowers.join(":"))
+        }
+        UnionDriver::Aufs => {
+            let branches: Vec<String> = lowers.iter().map(|lower| format!("{lower}=ro+wh")).collect();
+            format!("br:{upper}=rw:{},noxino", branches.join(":"))
+        }
+    };
+    std::ffi::CString::new(options).unwrap_or_default()
+}
+
+/// Keeps every mount of this namespace to itself: none goes to the host, none comes from it.
+pub fn make_mounts_private() -> Result<(), StepError> {
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", flags).step(|| "make mounts private".to_owned())
+}
+
+/// What the root is filled with after it is united.
+#[derive(Debug)]
+pub struct Fittings {
+    /// An empty folder of the node, to cover others with.
+    pub empty: PathBuf,
+    /// The container's cgroups: the place below /sys/fs/cgroup, and the folder shown there.
+    pub cgroups: Vec<(String, PathBuf)>,
+    /// The most that /dev/shm may hold, in bytes; the memory limit counts it as well.
+    pub shm_bytes: u64,
+}
+
+/// Mounts /proc, /sys and /dev, covers what shows the host, and moves the workspace in.
+pub fn fit_out(fittings: &Fittings) -> Result<(), StepError> {
+    mount_kernel_filesystems()?;
+    make_devices(fittings.shm_bytes)?;
+    show_cgroups(&fittings.cgroups)?;
+    mask(&fittings.empty)?;
+    if Path::new(WORKSPACE).exists() {
+        rustix::mount::mount_move(WORKSPACE, in_root("workspace")).step(|| "move workspace".to_owned())?;
+    }
+    Ok(())
+}
+
+fn mount_kernel_filesystems() -> Result<(), StepError> {
+    mount_new("proc", "proc", NOTHING_RUNS, None)?;
+    mount_new("sysfs", "sys", NOTHING_RUNS | MountFlags::RDONLY, None)
+}
+
+/// A fresh /dev: only the devices of the list, terminals of its own, shared memory of its own.
+fn make_devices(shm_bytes: u64) -> Result<(), StepError> {
+    mount_new("tmpfs", "dev", MountFlags::NOSUID | MountFlags::NOEXEC, Some("mode=755,size=64k,nr_inodes=256"))?;
+    for (name, major, minor) in security::DEVICES {
+        let device = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(
+            CWD,
+            in_root(&format!("dev/{name}")),
+            FileType::CharacterDevice,
+            Mode::from_raw_mode(0o666),
+            device,
+        )
+        .step(|| format!("make device {name}"))?;
+    }
+    let links = [
+        ("/proc/self/fd", "fd"),
+        ("/proc/self/fd/0", "stdin"),
+        ("/proc/self/fd/1", "stdout"),
+        ("/proc/self/fd/2", "stderr"),
+        ("pts/ptmx", "ptmx"),
+    ];
+    for (target, name) in links {
+        rustix::fs::symlink(target, in_root(&format!("dev/{name}"))).step(|| format!("link /dev/{name}"))?;
+    }
+    make_folder(in_root("dev/pts"), 0o755)?;
+    make_folder(in_root("dev/shm"), 0o1777)?;
+    mount_new(
+        "devpts",
+        "dev/pts",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        Some("newinstance,ptmxmode=0666,mode=0620"),
+    )?;
+    mount_new("tmpfs", "dev/shm", NO_DEVICES, Some(&format!("mode=1777,size={shm_bytes}")))
+}
+
+/// Shows the container its own limits where programs look for them, read-only.
+fn show_cgroups(cgroups: &[(String, PathBuf)]) -> Result<(), StepError> {
+    const PLACE: &str = "sys/fs/cgroup";
+    let by_controller = cgroups.iter().any(|(place, _)| !place.is_empty());
+    if by_controller {
+        mount_new("tmpfs", PLACE, NOTHING_RUNS, Some("mode=755,size=16k,nr_inodes=32"))?;
+    }
+    for (place, folder) in cgroups {
+        let target = in_root(PLACE).join(place);
+        if by_controller {
+            make_folder(&target, 0o755)?;
+        }
+        bind_read_only(folder, &target)?;
+    }
+    Ok(())
+}
+
+/// Covers or write-protects what shows or changes the host. What this kernel does not have needs no cover.
+fn mask(empty: &Path) -> Result<(), StepError> {
+    // The null device was made above by this process, so it is what it says.
+    let null = in_root("dev/null");
+    for file in security::MASKED_FILES {
+        unless_absent(rustix::mount::mount_bind(&null, in_root(file)).step(|| format!("mask /{file}")))?;
+    }
+    for folder in security::MASKED_FOLDERS {
+        unless_absent(bind_read_only(empty, &in_root(folder)))?;
+    }
+    for folder in security::READ_ONLY_FOLDERS {
+        unless_absent(bind_read_only(&in_root(folder), &in_root(folder)))?;
+    }
+    Ok(())
+}
+
+fn unless_absent(result: Result<(), StepError>) -> Result<(), StepError> {
+    match result {
+        Err(error) if error.cause == "ENOENT" => Ok(()),
+        result => result,
+    }
+}
+
+/// A bind mount takes its options only when remounted (mount(2), "Remounting").
+fn bind_read_only(source: &Path, target: &Path) -> Result<(), StepError> {
+    let flags = MountFlags::BIND | MountFlags::RDONLY | NOTHING_RUNS;
+    rustix::mount::mount_bind(source, target)
+        .and_then(|()| rustix::mount::mount_remount(target, flags, c""))
+        .step(|| format!("bind {} read-only", target.display()))
+}
+
+/// Makes the united root this process' root, and lets go of the host's.
+pub fn pivot() -> Result<(), StepError> {
+    let enter = || -> io::Result<()> {
+        rustix::process::chdir(ROOT)?;
+        // Stacks the old root over the new one at the same place (pivot_root(2), "pivot_root(".", ".")"), and takes it off.
+        rustix::process::pivot_root(".", ".")?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+        Ok(rustix::process::chdir("/")?)
+    };
+    enter().step(|| "pivot into the root".to_owned())
+}
+
+fn in_root(path: &str) -> PathBuf {
+    Path::new(ROOT).join(path)
+}
+
+fn mount_new(kind: &str, target: &str, flags: MountFlags, options: Option<&str>) -> Result<(), StepError> {
+    let options = options.map(|options| std::ffi::CString::new(options).unwrap_or_default());
+    rustix::mount::mount(kind, in_root(target), kind, flags, options.as_deref())
+        .step(|| format!("mount {kind} on /{target}"))
+}
+
+fn make_folder(path: impl AsRef<Path>, mode: u32) -> Result<(), StepError> {
+    let path = path.as_ref();
+    rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(mode)).step(|| format!("make folder {}", path.display()))
+}
+
+/// Whether this kernel has a union filesystem of that name, from the text of /proc/filesystems.
+pub fn kernel_has(driver: UnionDriver, filesystems: &str) -> bool {
+    filesystems.lines().any(|line| line.split_whitespace().last() == Some(driver.as_str()))
+}
+
+/// Whether a folder can be the writable layer: overlayfs wants trusted.* extended attributes there.
+pub fn takes_trusted_xattrs(folder: &Path) -> bool {
+    const PROBE: &str = "trusted.berth.probe";
+    let set = rustix::fs::setxattr(folder, PROBE, b"y", XattrFlags::empty());
+    let _ = rustix::fs::removexattr(folder, PROBE);
+    set.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(driver: UnionDriver) -> String {
+        union_options(driver, &["/top".into(), "/base".into()], "up", "work").into_string().unwrap()
+    }
+
+    #[test]
+    fn overlay_takes_its_lowers_top_first_and_never_syncs() {
+        assert_eq!(options(UnionDriver::Overlay), "lowerdir=/top:/base,upperdir=up,workdir=work,volatile");
+    }
+
+    #[test]
+    fn aufs_takes_the_writable_branch_first_and_honours_whiteouts_below() {
+        assert_eq!(options(UnionDriver::Aufs), "br:up=rw:/top=ro+wh:/base=ro+wh,noxino");
+    }
+
+    #[test]
+    fn a_filesystem_is_known_by_its_whole_name() {
+        let text = "nodev\tsysfs\n\text4\nnodev\toverlay\n";
+        assert!(kernel_has(UnionDriver::Overlay, text));
+        assert!(!kernel_has(UnionDriver::Aufs, text));
+        assert!(!kernel_has(UnionDriver::Overlay, "nodev\toverlayfs2\n"));
+    }
+}

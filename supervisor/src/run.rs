@@ -1,0 +1,147 @@
+//! `berth-supervisor run`: one container in the foreground, without a daemon.
+//!
+//! The same launch as a task's, with the caller's streams, and the command's exit status passed on. For debugging an
+//! image, and for comparing with other runtimes.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use wire::{JobSpec, Reason};
+
+use crate::cgroup::{CgroupError, Layout, Removal};
+use crate::launch::record::{self, End, EndRecord};
+use crate::launch::{LaunchError, LaunchRequest, Launched, Launcher, Logs, Network, Settings};
+
+/// Exit status for "berth itself failed", as env(1) and timeout(1) use it.
+const OUR_FAULT: i32 = 125;
+/// Exit status for a time-out, as timeout(1) has it.
+const TIMED_OUT: i32 = 124;
+/// How often a busy cgroup is tried again, and how long between.
+const REMOVAL_TRIES: u32 = 200;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
+
+/// Why there is no exit status to pass on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The cgroups are not to be had.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// Nothing was launched.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// Waiting failed.
+    #[error("cannot watch the container: {0}")]
+    Watch(#[from] io::Error),
+}
+
+/// Runs `spec` to its end; the answer is the exit status to leave with.
+pub fn run(
+    settings: &Settings,
+    cgroup_root: &str,
+    spec: &JobSpec,
+    network: Network,
+    grace: Duration,
+) -> Result<i32, RunError> {
+    let layout = Layout::prepare(cgroup_root)?;
+    let launcher = Launcher::new(settings)?;
+    let container = format!("run-{}-cont", std::process::id());
+    let signals = foreground_signals()?;
+    let request = LaunchRequest {
+        container: &container,
+        spec,
+        environment: Vec::new(),
+        logs: Logs::Inherit,
+        network,
+        grace,
+        die_with_parent: true,
+    };
+    let launched = launcher.launch(&layout, request)?;
+    launched.line.go()?;
+    let watched = wait(&launched, &signals);
+    let folder = settings.container_dir(&container);
+    let ended = record::read(&folder);
+    let usage = layout.usage(&container);
+    remove_cgroups(&layout, &container);
+    if let Err(error) = std::fs::remove_dir_all(&folder) {
+        log::warn!("cannot remove {}: {error}", folder.display());
+    }
+    watched?;
+    Ok(exit_status(ended?, usage.oom_kills > 0))
+}
+
+/// Ctrl-C and its kin become a request to stop, which init carries out with its grace period.
+fn foreground_signals() -> io::Result<SignalFd> {
+    let mut wanted = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        wanted.add(signal);
+    }
+    wanted.thread_block()?;
+    Ok(SignalFd::new(&wanted)?)
+}
+
+fn wait(launched: &Launched, signals: &SignalFd) -> io::Result<()> {
+    loop {
+        let mut fds =
+            [PollFd::new(launched.pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if fds[0].any() == Some(true) {
+            nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(launched.pid), None)?;
+            return Ok(());
+        }
+        if signals.read_signal()?.is_some() {
+            rustix::process::pidfd_send_signal(&launched.pidfd, rustix::process::Signal::TERM)?;
+        }
+    }
+}
+
+/// Init is gone and with it every process; the cgroups follow within moments.
+fn remove_cgroups(layout: &Layout, container: &str) {
+    for _ in 0..REMOVAL_TRIES {
+        match layout.remove(container) {
+            Ok(Removal::Gone) => return,
+            // A foreground program has nothing else to do meanwhile.
+            Ok(Removal::Busy) => std::thread::park_timeout(REMOVAL_PAUSE),
+            Err(error) => {
+                log::warn!("{error}");
+                return;
+            }
+        }
+    }
+    log::warn!("cgroups of {container} are still busy; they are swept when a supervisor starts");
+}
+
+fn exit_status(record: Option<EndRecord>, out_of_memory: bool) -> i32 {
+    let say = |reason: Reason| log::error!("{reason}");
+    match record.map(|record| record.end) {
+        Some(End::Exited { code }) => {
+            if out_of_memory && code != 0 {
+                log::error!("out of memory");
+            }
+            code
+        }
+        Some(End::Signaled { signal }) => {
+            say(Reason::Signal { signal });
+            128 + signal
+        }
+        Some(End::TimedOut) => {
+            log::error!("time is up");
+            TIMED_OUT
+        }
+        Some(End::Killed) => 128 + libc::SIGTERM,
+        Some(End::LaunchFailed { step, cause }) => {
+            say(Reason::LaunchFailed { step, cause });
+            OUR_FAULT
+        }
+        None => {
+            say(Reason::Lost);
+            OUR_FAULT
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The one room with `unsafe`: system calls for which no safe wrapper exists.
+//!
+//! Each function is as small as the system call it wraps and decides nothing. The invariant most of
+//! them rest on: **this process has had one thread since `main`**, so a child that continues after
+//! a clone without exec finds every lock free and every data structure whole.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+
+/// clone3(2) flags. `libc` has two of them as a `c_int`, where they overflow to 0, and sign-extends the rest.
+pub mod clone_flags {
+    pub const NEWNS: u64 = 0x0002_0000;
+    pub const NEWUTS: u64 = 0x0400_0000;
+    pub const NEWIPC: u64 = 0x0800_0000;
+    pub const NEWPID: u64 = 0x2000_0000;
+    pub const NEWNET: u64 = 0x4000_0000;
+    pub const PIDFD: u64 = 0x0000_1000;
+    pub const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+    pub const INTO_CGROUP: u64 = 0x2_0000_0000;
+}
+
+/// A child process, held by a descriptor that can never mean another process.
+#[derive(Debug)]
+pub struct Child {
+    /// Its pid in our namespace.
+    pub pid: i32,
+    /// Readable once it has exited.
+    pub pidfd: OwnedFd,
+}
+
+/// What [`clone`] gives its child beyond a copy of us.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct CloneOptions<'a> {
+    /// Namespaces, from [`clone_flags`].
+    pub namespaces: u64,
+    /// The v2 cgroup it is born into.
+    pub into_cgroup: Option<BorrowedFd<'a>>,
+    /// Leave all signals blocked in the child: it will read them from a signalfd.
+    pub keep_signals_blocked: bool,
+}
+
+/// Clones this process (clone3(2), Linux 5.7 for `into_cgroup`). The child runs `body` and leaves with its answer.
+///
+/// All signals are blocked meanwhile, handlers are reset in the child and SIGPIPE is default again, so no
+/// signal can run the parent's handler on the child's side of the shared self-pipe.
+pub fn clone(options: CloneOptions<'_>, body: impl FnOnce() -> i32) -> io::Result<Child> {
+    let mut before = SigSet::empty();
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    let mut pidfd: RawFd = -1;
+    let mut flags = clone_flags::PIDFD | clone_flags::CLEAR_SIGHAND | options.namespaces;
+    if options.into_cgroup.is_some() {
+        flags |= clone_flags::INTO_CGROUP;
+    }
+    // SAFETY: clone_args is plain integers, for which zero means absent.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags;
+    args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = options.into_cgroup.map_or(0, |fd| fd.as_raw_fd() as u64);
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of everything, and with one
+    // thread since main that copy is consistent. `args` outlives the call.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    if pid == 0 {
+        reset_sigpipe();
+        if !options.keep_signals_blocked {
+            // Cannot fail: the set is valid. Were it to, the child merely stays deaf and is killed by its parent.
+            let _ = SigSet::empty().thread_set_mask();
+        }
+        exit_now(body());
+    }
+    let result = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid as i32) };
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    // SAFETY: on success the kernel has just stored a new descriptor there, which nobody else owns.
+    result.map(|pid| Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// Forks a child that runs `body` and leaves with its answer, for work that may block.
+pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<Child> {
+    clone(CloneOptions::default(), body)
+}
+
+/// Leaves at once: no destructor, no atexit handler and no buffer of the parent's is run a second time.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) takes any status and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Rust ignores SIGPIPE, and CLONE_CLEAR_SIGHAND and execve both keep an ignored signal ignored.
+fn reset_sigpipe() {
+    // SAFETY: SIG_DFL installs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Closes every descriptor but `keep` (close_range(2), Linux 5.9). In a forked child only.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
+    keep.sort_unstable();
+    let mut from = 0;
+    for fd in keep {
+        if fd > from {
+            close_range(from, fd - 1)?;
+        }
+        from = fd + 1;
+    }
+    close_range(from, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: the callers are children about to exec or _exit, which touch no descriptor they did not keep.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes `fd` also be descriptor `number`, open across exec (dup2(2)).
+pub fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
+    // SAFETY: what was open at `number` is given up on purpose; the callers pass 0 to 2, which nobody owns.
+    match unsafe { libc::dup2(fd.as_raw_fd(), number) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Leaves the inherited session keyring for an empty one (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING).
+/// A kernel built without keys has none to leave.
+pub fn new_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    match unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) } {
+        -1 => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            error => Err(error),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// Brings the loopback interface of the current network namespace up (netdevice(7), SIOCSIFFLAGS).
+pub fn bring_loopback_up() -> io::Result<()> {
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: ifreq is plain data, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which outlives the call.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Runs this program from a sealed, anonymous copy of itself, once.
+///
+/// A child between clone and exec has our executable as its `/proc/self/exe`. Were that the file on disk, a
+/// container that got hold of it could overwrite the supervisor (CVE-2019-5736); a sealed memfd cannot be written.
+pub fn run_from_sealed_copy() -> io::Result<()> {
+    use std::io::{Seek, Write};
+
+    let this = std::fs::read_link("/proc/self/exe")?;
+    if this.as_os_str().as_bytes().starts_with(b"/memfd:berth-supervisor") {
+        return Ok(());
+    }
+    let copy = rustix::fs::memfd_create(
+        "berth-supervisor",
+        rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING,
+    )?;
+    let mut copy = std::fs::File::from(copy);
+    io::copy(&mut std::fs::File::open("/proc/self/exe")?, &mut copy)?;
+    copy.flush()?;
+    copy.rewind()?;
+    let seals = rustix::fs::SealFlags::SEAL
+        | rustix::fs::SealFlags::SHRINK
+        | rustix::fs::SealFlags::GROW
+        | rustix::fs::SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    let arguments = c_strings(std::env::args_os().map(|argument| argument.as_bytes().to_vec()))?;
+    let environment =
+        c_strings(std::env::vars_os().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()))?;
+    Err(execveat(copy.as_fd(), c"", &arguments, &environment, libc::AT_EMPTY_PATH))
+}
+
+fn c_strings(strings: impl Iterator<Item = Vec<u8>>) -> io::Result<Vec<CString>> {
+    strings.map(|string| CString::new(string).map_err(io::Error::from)).collect()
+}
+
+/// Becomes the program at `path`; comes back only with the error (execve(2)).
+pub fn execve(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
+    execveat(rustix::fs::CWD, path, arguments, environment, 0)
+}
+
+fn execveat(dir: BorrowedFd<'_>, path: &CStr, arguments: &[CString], environment: &[CString], flags: i32) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: both arrays end in null, and their strings are borrowed for the length of the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            flags,
+        )
+    };
+    io::Error::last_os_error()
+}
