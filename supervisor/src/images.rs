@@ -15,7 +15,7 @@ use crate::lxc_config::ImageConfig;
 
 /// An image with all its layers open.
 #[derive(Debug)]
-pub struct Image {
+pub(crate) struct Image {
     /// The layers, top first; at least one.
     pub layers: Vec<Layer>,
     /// What its own `config` file says; the top image's only.
@@ -24,7 +24,7 @@ pub struct Image {
 
 /// One read-only layer.
 #[derive(Debug)]
-pub struct Layer {
+pub(crate) struct Layer {
     /// Where it is, for messages and for the LXC config.
     pub path: PathBuf,
     /// The folder itself, `O_PATH`.
@@ -33,33 +33,33 @@ pub struct Layer {
 
 /// What went wrong with an image.
 #[derive(Debug, Error)]
-pub enum ImageError {
+pub(crate) enum ImageError {
     /// There is none of that name.
     #[error("no image named {0} on this node\n  hint: berth-supervisor image list")]
     Unknown(ImageId),
 }
 
 /// Opens every layer of image `id`.
-pub fn resolve(_img_dir: &Path, id: &ImageId) -> Result<Image, ImageError> {
+pub(crate) fn resolve(_img_dir: &Path, id: &ImageId) -> Result<Image, ImageError> {
     Err(ImageError::Unknown(id.clone()))
 }
 
 /// Whether there is an image `id`.
-pub fn exists(_img_dir: &Path, _id: &ImageId) -> bool {
+pub(crate) fn exists(_img_dir: &Path, _id: &ImageId) -> bool {
     false
 }
 
 /// The images below `img_dir`, by name.
-pub fn list(_img_dir: &Path) -> Result<Vec<ImageId>, ImageError> {
+pub(crate) fn list(_img_dir: &Path) -> Result<Vec<ImageId>, ImageError> {
     Ok(Vec::new())
 }
 
 /// Makes image `id` from a folder or a tar file, all or nothing.
-pub fn add(_img_dir: &Path, id: &ImageId, _source: &Path) -> Result<(), ImageError> {
+pub(crate) fn add(_img_dir: &Path, id: &ImageId, _source: &Path) -> Result<(), ImageError> {
     Err(ImageError::Unknown(id.clone()))
 }
 
 /// Removes image `id`. Whether a task uses it is the caller's to know.
-pub fn remove(_img_dir: &Path, id: &ImageId) -> Result<(), ImageError> {
+pub(crate) fn remove(_img_dir: &Path, id: &ImageId) -> Result<(), ImageError> {
     Err(ImageError::Unknown(id.clone()))
 }

@@ -14,7 +14,7 @@ use wire::{BadInput, JobSpec};
 
 /// One package, open.
 #[derive(Debug)]
-pub struct Package {
+pub(crate) struct Package {
     /// Its last path component: what a file is called in /workspace.
     pub name: OsString,
     /// Where it is, for messages and for the LXC config.
@@ -27,7 +27,7 @@ pub struct Package {
 
 /// What a package is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PackageKind {
+pub(crate) enum PackageKind {
     /// Its content appears in /workspace: a lower layer of the overlay there.
     Directory,
     /// Copied into /workspace under its name.
@@ -39,7 +39,7 @@ pub enum PackageKind {
 
 /// What went wrong with a package.
 #[derive(Debug, Error)]
-pub enum PackageError {
+pub(crate) enum PackageError {
     /// It could not be opened.
     #[error("cannot open package {path}: {cause}")]
     Open {
@@ -59,16 +59,16 @@ pub enum PackageError {
 }
 
 /// Refuses a package outside every root, without touching any file.
-pub fn check(_roots: &[PathBuf], _spec: &JobSpec) -> Result<(), BadInput> {
+pub(crate) fn check(_roots: &[PathBuf], _spec: &JobSpec) -> Result<(), BadInput> {
     Ok(())
 }
 
 /// Opens every package of the job, in its order. May block for as long as the filesystem below the roots does.
-pub fn resolve(_roots: &[PathBuf], _spec: &JobSpec) -> Result<Vec<Package>, PackageError> {
+pub(crate) fn resolve(_roots: &[PathBuf], _spec: &JobSpec) -> Result<Vec<Package>, PackageError> {
     Ok(Vec::new())
 }
 
 /// Copies a file package into `workspace` under its name; refuses a name that is already there.
-pub fn copy_into(package: &Package, _workspace: BorrowedFd<'_>) -> Result<(), PackageError> {
+pub(crate) fn copy_into(package: &Package, _workspace: BorrowedFd<'_>) -> Result<(), PackageError> {
     Err(PackageError::Copy { path: package.path.clone(), cause: io::Error::from(io::ErrorKind::Unsupported) })
 }
