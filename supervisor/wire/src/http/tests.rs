@@ -1,0 +1,482 @@
+//! The server and the client on real loopback sockets, driven by a real `mio::Poll`.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token, Waker};
+
+use super::*;
+
+/// No wait in these tests is longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server in a thread of its own, with the routes below, until it is dropped.
+struct Served {
+    addr: SocketAddr,
+    stop: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    fn start(limits: Limits) -> Served {
+        let mut poll = Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let registry = poll.registry().try_clone().unwrap();
+        let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), limits, registry, 1..2000).unwrap();
+        let addr = server.local_addr().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut parked = Vec::new();
+            let mut closed = 0;
+            while !stopped.load(Ordering::Acquire) {
+                turn(&mut poll, &mut server);
+                while let Some((id, request)) = server.next_request() {
+                    route(&mut server, id, &request, &mut parked, closed);
+                }
+                while let Some(id) = server.next_closed() {
+                    closed += 1;
+                    parked.retain(|parked| *parked != id);
+                    server.close(id, Instant::now());
+                }
+            }
+        });
+        Served { addr, stop, waker, thread: Some(thread) }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.addr).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Sends these bytes, then reads until the server closes.
+    fn say(&self, bytes: impl AsRef<[u8]>) -> String {
+        let mut stream = self.connect();
+        let _ = stream.write_all(bytes.as_ref());
+        read_to_end(&mut stream)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        let _ = self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn turn(poll: &mut Poll, server: &mut Server) {
+    let mut events = Events::with_capacity(64);
+    let wait = server.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    poll.poll(&mut events, wait).unwrap();
+    let now = Instant::now();
+    for event in &events {
+        if server.owns(event.token()) {
+            server.ready(event, now);
+        }
+    }
+    server.expire(Instant::now());
+}
+
+/// `/echo` sends the body back, `/park` never answers, `/closed` says how many clients went away,
+/// `/stream` sends three pieces, `/big` sends `?n=` bytes.
+fn route(server: &mut Server, id: ConnectionId, request: &Request, parked: &mut Vec<ConnectionId>, closed: usize) {
+    let now = Instant::now();
+    match request.path.as_str() {
+        "/park" => parked.push(id),
+        "/parked" => server.respond(id, Response::text(200, parked.len().to_string()), now),
+        "/open" => server.respond(id, Response::text(200, server.open_connections().to_string()), now),
+        "/closed" => server.respond(id, Response::text(200, closed.to_string()), now),
+        "/echo" => server.respond(id, Response::bytes(200, "text/plain", request.body.clone()), now),
+        "/big" => {
+            let count = request.query.get("n").and_then(|n| n.parse().ok()).unwrap_or(0);
+            server.respond(id, Response::bytes(200, "text/plain", vec![b'x'; count]), now);
+        }
+        "/stream" => {
+            let head = StreamHead { status: 200, headers: Vec::new(), length: None };
+            server.start_stream(id, &head, now);
+            for piece in ["one ", "two ", "three"] {
+                server.stream(id, piece.as_bytes(), now);
+            }
+            server.finish_stream(id, now);
+        }
+        "/thread" => {
+            let Some(mut stream) = server.hand_over(id, now) else { return };
+            std::thread::spawn(move || stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").unwrap());
+        }
+        path => server.respond(id, Response::text(200, format!("{} {path}", request.method)), now),
+    }
+}
+
+fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A reset behind the answer is no news here: what was read before it is what the client saw.
+    let _ = stream.read_to_end(&mut bytes);
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Reads one answer with a Content-Length off a connection that stays.
+fn read_answer(stream: &mut TcpStream) -> (u16, String) {
+    let limits = Limits::default();
+    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+    loop {
+        if let Some((head, length)) = read_response_head(&bytes, false, &limits).unwrap() {
+            let mut decoder = BodyDecoder::new(head.body, u64::MAX);
+            let mut body = Vec::new();
+            decoder.take(&bytes[length..], &mut body).unwrap();
+            while !decoder.is_done() {
+                let count = stream.read(&mut piece).unwrap();
+                decoder.take(&piece[..count], &mut body).unwrap();
+            }
+            return (head.status, String::from_utf8(body).unwrap());
+        }
+        let count = stream.read(&mut piece).unwrap();
+        assert!(count > 0, "the connection ended before an answer");
+        bytes.extend_from_slice(&piece[..count]);
+    }
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or("")
+}
+
+/// Asks again and again until the answer is this one.
+fn wait_until(served: &Served, path: &str, answer: &str) {
+    let give_up = Instant::now() + PATIENCE;
+    let mut stream = served.connect();
+    loop {
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let (_, said) = read_answer(&mut stream);
+        if said == answer {
+            return;
+        }
+        assert!(Instant::now() < give_up, "{path} still says {said:?}, not {answer:?}");
+    }
+}
+
+#[test]
+fn a_connection_serves_one_request_after_another() {
+    let served = Served::start(Limits::default());
+    let mut stream = served.connect();
+    for round in 0..3 {
+        write!(stream, "GET /a{round} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(read_answer(&mut stream), (200, format!("GET /a{round}")));
+    }
+    stream.write_all(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe").unwrap();
+    stream.write_all(b"llo").unwrap();
+    assert_eq!(read_answer(&mut stream), (200, "hello".into()));
+}
+
+#[test]
+fn pipelined_requests_are_answered_one_by_one_in_order() {
+    let served = Served::start(Limits::default());
+    let burst: String = (0..200).map(|n| format!("GET /r{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+    let mut stream = served.connect();
+    stream.write_all(burst.as_bytes()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let said = read_to_end(&mut stream);
+    assert_eq!(said.matches("HTTP/1.1 200 OK").count(), 200, "{said}");
+    assert!(said.find("/r198").unwrap() < said.find("/r199").unwrap());
+}
+
+#[test]
+fn a_get_may_have_a_body_and_a_body_may_be_chunked() {
+    let served = Served::start(Limits::default());
+    let get = "GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 12\r\n\r\n{\"taskId\":7}";
+    assert!(served.say(get).ends_with("\r\n\r\n{\"taskId\":7}"));
+    let put = "POST /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
+               3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n";
+    assert!(served.say(put).ends_with("\r\n\r\nabcde"));
+}
+
+#[test]
+fn a_1_0_client_is_answered_and_its_connection_closed() {
+    let served = Served::start(Limits::default());
+    let said = served.say("GET /x HTTP/1.0\r\n\r\n");
+    assert!(said.contains("Connection: close\r\n") && said.ends_with("GET /x"), "{said}");
+    let said = served.say("GET /stream HTTP/1.0\r\n\r\n");
+    assert!(said.ends_with("\r\n\r\none two three") && !said.contains("chunked"), "{said}");
+}
+
+#[test]
+fn an_answer_to_head_has_the_length_and_no_body() {
+    let served = Served::start(Limits::default());
+    let said = served.say("HEAD /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert!(said.contains("Content-Length: 7\r\n") && said.ends_with("\r\n\r\n"), "{said}");
+    let said = served.say("HEAD /stream HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert!(said.contains("chunked") && said.ends_with("\r\n\r\n"), "{said}");
+}
+
+#[test]
+fn a_stream_is_chunked_and_the_connection_lives_on() {
+    let served = Served::start(Limits::default());
+    let mut stream = served.connect();
+    for _ in 0..2 {
+        stream.write_all(b"GET /stream HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(read_answer(&mut stream), (200, "one two three".into()));
+    }
+}
+
+#[test]
+fn a_refused_client_reads_why_although_it_is_still_sending() {
+    let served = Served::start(Limits::default());
+    let mut large = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n".to_vec();
+    large.resize(5_000_000, b'x');
+    let said = served.say(&large);
+    assert_eq!(status(&said), "413", "{said}");
+    assert!(said.contains(r#"{"error":{"code":"bad_input","message":"#) && said.contains("Connection: close"));
+    let endless = format!("GET / HTTP/1.1\r\nHost: a\r\n{}", "X-Filler: yes\r\n".repeat(100_000));
+    assert_eq!(status(&served.say(endless)), "431");
+    assert_eq!(status(&served.say(format!("GET /{} HTTP/1.1\r\n", "x".repeat(1 << 20)))), "414");
+    let said = served.say("DELETE / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(said.starts_with("HTTP/1.1 405 ") && said.contains("Allow: GET, HEAD, POST\r\n"), "{said}");
+}
+
+#[test]
+fn a_client_that_waits_for_100_continue_gets_it_or_the_refusal() {
+    let served = Served::start(Limits::default());
+    let mut stream = served.connect();
+    let head = "POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: ";
+    write!(stream, "{head}2\r\n\r\n").unwrap();
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"ok").unwrap();
+    assert_eq!(read_answer(&mut stream), (200, "ok".into()));
+    assert_eq!(status(&served.say(format!("{head}5000000\r\n\r\n"))), "413");
+}
+
+#[test]
+fn slow_and_silent_clients_are_closed_by_their_deadlines() {
+    let short = Duration::from_millis(100);
+    let served = Served::start(Limits { idle: short, head_time: short, body_time: short, ..Limits::default() });
+    assert_eq!(served.say(""), "");
+    assert_eq!(served.say("\r\n\r\n"), "");
+    assert_eq!(status(&served.say("GET / HT")), "408");
+    assert_eq!(status(&served.say("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab")), "408");
+    let mut dripping = served.connect();
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE && dripping.write_all(b"G").is_ok() {
+        dripping.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+        if matches!(dripping.read(&mut [0; 64]), Ok(0..)) {
+            break;
+        }
+    }
+    assert!(begun.elapsed() < PATIENCE, "each dripped byte won more time");
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_dropped_and_others_are_answered_meanwhile() {
+    let served = Served::start(Limits { write_stall: Duration::from_millis(200), ..Limits::default() });
+    let mut stalled = served.connect();
+    stalled.write_all(b"GET /big?n=50000000 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    wait_until(&served, "/x", "GET /x");
+    // The one that asks is the only one left.
+    wait_until(&served, "/open", "1");
+    let mut bytes = Vec::new();
+    let _ = stalled.read_to_end(&mut bytes);
+    assert!(bytes.len() < 50_000_000, "the whole answer came to a reader that did not read");
+}
+
+#[test]
+fn a_client_that_leaves_its_poll_is_noticed() {
+    let served = Served::start(Limits::default());
+    let mut poll = served.connect();
+    poll.write_all(b"GET /park HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    wait_until(&served, "/parked", "1");
+    drop(poll);
+    wait_until(&served, "/parked", "0");
+    wait_until(&served, "/closed", "1");
+}
+
+#[test]
+fn a_client_that_shuts_down_its_side_is_still_answered() {
+    let served = Served::start(Limits::default());
+    let mut stream = served.connect();
+    stream.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert!(read_to_end(&mut stream).ends_with("GET /x"));
+    let mut half = served.connect();
+    half.write_all(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\na").unwrap();
+    half.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(status(&read_to_end(&mut half)), "400");
+}
+
+#[test]
+fn a_handed_over_socket_is_blocking_and_answered_from_elsewhere() {
+    let served = Served::start(Limits::default());
+    assert!(served.say("GET /thread HTTP/1.1\r\nHost: a\r\n\r\n").ends_with("hi"));
+}
+
+#[test]
+fn beyond_the_bound_idle_connections_make_room_and_busy_ones_do_not() {
+    let served = Served::start(Limits { connections: 3, ..Limits::default() });
+    let mut idle = served.connect();
+    idle.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert_eq!(read_answer(&mut idle).0, 200);
+    let mut busy = Vec::new();
+    for _ in 0..3 {
+        let mut stream = served.connect();
+        stream.write_all(b"GET /park HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        busy.push(stream);
+    }
+    assert_eq!(idle.read(&mut [0; 8]).unwrap(), 0, "the idle connection should have made room");
+    let give_up = Instant::now() + PATIENCE;
+    while status(&served.say("GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")) != "503" {
+        assert!(Instant::now() < give_up, "a fourth connection was never turned away");
+    }
+    drop(busy);
+    while status(&served.say("GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")) != "200" {
+        assert!(Instant::now() < give_up, "no connection was taken after the others had gone");
+    }
+}
+
+#[test]
+fn all_bodies_together_are_bounded() {
+    let served = Served::start(Limits { all_bodies_bytes: 1 << 20, ..Limits::default() });
+    let mut holding = served.connect();
+    holding.write_all(b"POST /park HTTP/1.1\r\nHost: a\r\nContent-Length: 800000\r\n\r\n").unwrap();
+    holding.write_all(&vec![b'x'; 800_000]).unwrap();
+    wait_until(&served, "/parked", "1");
+    let post = |count: usize| {
+        let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {count}\r\n\r\n");
+        let mut bytes = head.into_bytes();
+        bytes.resize(bytes.len() + count, b'y');
+        served.say(&bytes)
+    };
+    assert_eq!(status(&post(800_000)), "503");
+    assert_eq!(status(&post(100_000)), "200");
+}
+
+#[test]
+fn a_server_with_nothing_connected_has_no_deadline() {
+    let mut poll = Poll::new().unwrap();
+    let registry = poll.registry().try_clone().unwrap();
+    let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default(), registry, 1..100).unwrap();
+    assert_eq!(server.next_deadline(), None);
+    let stream = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+    while server.open_connections() == 0 {
+        turn(&mut poll, &mut server);
+    }
+    assert!(server.next_deadline().is_some());
+    drop(stream);
+    while server.open_connections() > 0 {
+        turn(&mut poll, &mut server);
+    }
+    assert_eq!(server.next_deadline(), None);
+}
+
+/// A client and its poll, driven until an outcome is there.
+struct Asking {
+    poll: Poll,
+    client: Client,
+}
+
+impl Asking {
+    fn new(tokens: usize) -> Asking {
+        let poll = Poll::new().unwrap();
+        let registry = poll.registry().try_clone().unwrap();
+        Asking { poll, client: Client::new(registry, 0..tokens, Limits::default()) }
+    }
+
+    fn send(&mut self, addr: SocketAddr, request: ClientRequest, within: Duration) -> ExchangeId {
+        let now = Instant::now();
+        self.client.send(addr, request, now + within, now)
+    }
+
+    fn outcome(&mut self) -> (ExchangeId, Result<ClientResponse, ExchangeError>) {
+        let give_up = Instant::now() + PATIENCE;
+        let mut events = Events::with_capacity(16);
+        loop {
+            if let Some(outcome) = self.client.next_outcome() {
+                return outcome;
+            }
+            assert!(Instant::now() < give_up, "no outcome");
+            let wait = self.client.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            self.poll.poll(&mut events, wait).unwrap();
+            for event in &events {
+                self.client.ready(event, Instant::now());
+            }
+            self.client.expire(Instant::now());
+        }
+    }
+
+    fn ask(&mut self, addr: SocketAddr, request: ClientRequest) -> Result<ClientResponse, ExchangeError> {
+        let id = self.send(addr, request, PATIENCE);
+        let (said, outcome) = self.outcome();
+        assert_eq!(said, id);
+        outcome
+    }
+}
+
+fn text(response: &ClientResponse) -> &str {
+    std::str::from_utf8(&response.body).unwrap()
+}
+
+#[test]
+fn the_client_reuses_its_connection() {
+    let served = Served::start(Limits { connections: 1, ..Limits::default() });
+    let mut asking = Asking::new(8);
+    for _ in 0..3 {
+        let answer = asking.ask(served.addr, ClientRequest::post_json("/echo", b"{}".to_vec())).unwrap();
+        assert_eq!((answer.status, text(&answer)), (200, "{}"));
+        assert_eq!(text(&asking.ask(served.addr, ClientRequest::get("/stream")).unwrap()), "one two three");
+    }
+    assert_eq!(asking.client.kept_connections(), 1);
+}
+
+#[test]
+fn a_kept_connection_that_its_server_closed_is_replaced() {
+    let mut asking = Asking::new(8);
+    let first = Served::start(Limits::default());
+    let addr = first.addr;
+    asking.ask(addr, ClientRequest::get("/x")).unwrap();
+    drop(first);
+    // Nobody listens now, and the kept connection is dead: the error is the new connection's.
+    let error = asking.ask(addr, ClientRequest::get("/x")).unwrap_err();
+    assert!(matches!(error, ExchangeError::Connect { .. }), "{error}");
+    assert_eq!(asking.client.next_deadline(), None);
+}
+
+#[test]
+fn more_exchanges_than_connections_wait_their_turn() {
+    let served = Served::start(Limits::default());
+    let mut asking = Asking::new(3);
+    let mut sent: Vec<_> =
+        (0..50).map(|n| asking.send(served.addr, ClientRequest::get(format!("/{n}")), PATIENCE)).collect();
+    while !sent.is_empty() {
+        let (id, outcome) = asking.outcome();
+        outcome.unwrap();
+        sent.retain(|other| *other != id);
+    }
+}
+
+#[test]
+fn an_exchange_has_one_outcome_by_its_deadline_and_none_once_cancelled() {
+    let served = Served::start(Limits::default());
+    let mut asking = Asking::new(8);
+    let cancelled = asking.send(served.addr, ClientRequest::get("/park"), PATIENCE);
+    asking.client.cancel(cancelled, Instant::now());
+    let late = asking.send(served.addr, ClientRequest::get("/park"), Duration::from_millis(50));
+    let (id, outcome) = asking.outcome();
+    assert_eq!(id, late);
+    assert!(matches!(outcome, Err(ExchangeError::TooLate { .. })));
+    wait_until(&served, "/parked", "0");
+    assert_eq!(asking.client.next_deadline(), None);
+}
+
+#[test]
+fn a_server_that_refuses_connections_is_told_in_words() {
+    let addr = Served::start(Limits::default()).addr;
+    let error = Asking::new(1).ask(addr, ClientRequest::get("/")).unwrap_err();
+    assert!(error.to_string().starts_with(&format!("connect to {addr}: Connection refused")), "{error}");
+}
