@@ -25,13 +25,13 @@ use wire::ImageId;
 
 use crate::lxc_config::{ImageConfig, LxcConfigError};
 
-pub(crate) use add::add;
-pub(crate) use layers::MAX_LAYERS;
-pub(crate) use remove::remove;
+pub use add::add;
+pub use layers::MAX_LAYERS;
+pub use remove::remove;
 
 /// An image with all its layers open.
 #[derive(Debug)]
-pub(crate) struct Image {
+pub struct Image {
     /// The layers, top first; at least one.
     pub layers: Vec<Layer>,
     /// What its own `config` says; that of images it builds on is not asked.
@@ -40,7 +40,7 @@ pub(crate) struct Image {
 
 /// One read-only layer.
 #[derive(Debug)]
-pub(crate) struct Layer {
+pub struct Layer {
     /// Where it is, for messages and for the LXC config.
     pub path: PathBuf,
     /// The folder itself, `O_PATH`.
@@ -49,7 +49,7 @@ pub(crate) struct Layer {
 
 /// What went wrong with an image.
 #[derive(Debug, Error)]
-pub(crate) enum ImageError {
+pub enum ImageError {
     /// There is none of that name.
     #[error("cannot find image {0}\n  hint: berth-supervisor image list")]
     Unknown(ImageId),
@@ -127,7 +127,7 @@ impl ImageError {
 }
 
 /// Opens every layer of image `id` and reads its config.
-pub(crate) fn resolve(img_dir: &Path, id: &ImageId) -> Result<Image, ImageError> {
+pub fn resolve(img_dir: &Path, id: &ImageId) -> Result<Image, ImageError> {
     let images = ImgDir::open(img_dir)?;
     let folder = images.open_image(id)?;
     let config = folder.config()?;
@@ -136,12 +136,12 @@ pub(crate) fn resolve(img_dir: &Path, id: &ImageId) -> Result<Image, ImageError>
 }
 
 /// Whether there is an image `id`; whether it can be used, [`resolve`] tells.
-pub(crate) fn exists(img_dir: &Path, id: &ImageId) -> bool {
+pub fn exists(img_dir: &Path, id: &ImageId) -> bool {
     img_dir.join(id.as_str()).symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
 /// The images below `img_dir`, by name. A folder that is missing holds none.
-pub(crate) fn list(img_dir: &Path) -> Result<Vec<ImageId>, ImageError> {
+pub fn list(img_dir: &Path) -> Result<Vec<ImageId>, ImageError> {
     let open = |cause| ImageError::Open { path: img_dir.to_owned(), cause };
     let entries = match std::fs::read_dir(img_dir) {
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

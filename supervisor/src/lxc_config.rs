@@ -21,7 +21,7 @@ use thiserror::Error;
 
 /// Everything that makes one container, in LXC's own terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ContainerConfig {
+pub struct ContainerConfig {
     /// `lxc.uts.name`: the hostname inside.
     pub uts_name: String,
     /// `lxc.rootfs.path`.
@@ -52,7 +52,7 @@ pub(crate) struct ContainerConfig {
 
 /// The union that becomes `/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Rootfs {
+pub struct Rootfs {
     /// Which union filesystem.
     pub driver: UnionDriver,
     /// The read-only layers, top first; at least one.
@@ -63,7 +63,7 @@ pub(crate) struct Rootfs {
 
 /// A union filesystem, as `lxc.rootfs.path` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum UnionDriver {
+pub enum UnionDriver {
     /// overlayfs, in the kernel since 3.18.
     Overlay,
     /// AUFS, where the kernel is patched with it. LXC itself knew it up to 2.1 only.
@@ -72,7 +72,7 @@ pub(crate) enum UnionDriver {
 
 /// One line of `lxc.mount.entry`, which is one line of fstab(5).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MountEntry {
+pub struct MountEntry {
     /// What is mounted: a path on the host, or the filesystem's name.
     pub source: String,
     /// Where, relative to the root of the container.
@@ -85,7 +85,7 @@ pub(crate) struct MountEntry {
 
 /// What the container sees of the network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub(crate) enum Network {
+pub enum Network {
     /// Its own network namespace with nothing but `lo`.
     #[default]
     None,
@@ -95,7 +95,7 @@ pub(crate) enum Network {
 
 /// A resource limit, as setrlimit(2) knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Rlimit {
+pub struct Rlimit {
     /// Lower case without `RLIMIT_`: `nofile`.
     pub name: String,
     /// In force; `None` is unlimited.
@@ -106,7 +106,7 @@ pub(crate) struct Rlimit {
 
 /// Which hierarchy a cgroup file is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum CgroupVersion {
+pub enum CgroupVersion {
     /// `lxc.cgroup.*`, one hierarchy a controller.
     V1,
     /// `lxc.cgroup2.*`, the unified hierarchy.
@@ -115,7 +115,7 @@ pub(crate) enum CgroupVersion {
 
 /// One value written into one file of the container's cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CgroupSetting {
+pub struct CgroupSetting {
     /// The hierarchy.
     pub version: CgroupVersion,
     /// The file: `memory.limit_in_bytes`.
@@ -127,7 +127,7 @@ pub(crate) struct CgroupSetting {
 /// What an image's own `config` adds to every container made from it. It can only add to the environment
 /// and take rights away; see [`ContainerConfig::apply_image`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ImageConfig {
+pub struct ImageConfig {
     /// `lxc.environment`, before the task's own.
     pub environment: Vec<(String, String)>,
     /// `lxc.cap.drop`: taken from what is kept.
@@ -142,7 +142,7 @@ pub(crate) struct ImageConfig {
 
 /// Why a config cannot be written or read.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub(crate) enum LxcConfigError {
+pub enum LxcConfigError {
     /// The value would not read back as itself.
     #[error("cannot write {key}: {value:?} {why}")]
     Unwritable {
@@ -190,7 +190,7 @@ pub(crate) enum LxcConfigError {
 
 impl ContainerConfig {
     /// Takes in what the image brought along.
-    pub(crate) fn apply_image(&mut self, image: &ImageConfig) {
+    pub fn apply_image(&mut self, image: &ImageConfig) {
         self.environment.splice(0..0, image.environment.iter().cloned());
         self.cap_keep.retain(|cap| !image.cap_drop.contains(cap));
         if let Some(keep) = &image.cap_keep {
@@ -204,7 +204,7 @@ impl ContainerConfig {
 
 impl Network {
     /// As `lxc.net.0.type` names it. LXC's `none` is *no namespace*, `empty` is one with only `lo`.
-    pub(crate) const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Network::None => "empty",
             Network::Host => "none",
@@ -214,7 +214,7 @@ impl Network {
 
 impl UnionDriver {
     /// As `lxc.rootfs.path` begins, and as /proc/filesystems lists it.
-    pub(crate) const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             UnionDriver::Overlay => "overlay",
             UnionDriver::Aufs => "aufs",

@@ -18,7 +18,7 @@ use wire::{BadInput, JobSpec};
 
 /// One package, open.
 #[derive(Debug)]
-pub(crate) struct Package {
+pub struct Package {
     /// Its last path component: what a file is called in /workspace.
     pub name: OsString,
     /// The path the job named, for messages and for the LXC config.
@@ -31,7 +31,7 @@ pub(crate) struct Package {
 
 /// What a package is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PackageKind {
+pub enum PackageKind {
     /// Its content appears in /workspace: a lower layer of the overlay there.
     Directory,
     /// Copied into /workspace under its name.
@@ -43,7 +43,7 @@ pub(crate) enum PackageKind {
 
 /// What became of a file that was to be copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Staged {
+pub enum Staged {
     /// It is there now.
     Copied,
     /// Something of that name was there already and stays: the first package wins.
@@ -52,7 +52,7 @@ pub(crate) enum Staged {
 
 /// What went wrong with a package.
 #[derive(Debug, Error)]
-pub(crate) enum PackageError {
+pub enum PackageError {
     /// It is below no root.
     #[error(transparent)]
     Refused(#[from] BadInput),
@@ -99,17 +99,17 @@ pub(crate) enum PackageError {
 }
 
 /// Refuses a package outside every root, without touching any file.
-pub(crate) fn check(roots: &[PathBuf], spec: &JobSpec) -> Result<(), BadInput> {
+pub fn check(roots: &[PathBuf], spec: &JobSpec) -> Result<(), BadInput> {
     spec.packages().try_for_each(|path| place(roots, Path::new(path)).map(|_| ()))
 }
 
 /// Opens every package of the job, in its order. May block for as long as the filesystem below the roots does.
-pub(crate) fn resolve(roots: &[PathBuf], spec: &JobSpec) -> Result<Vec<Package>, PackageError> {
+pub fn resolve(roots: &[PathBuf], spec: &JobSpec) -> Result<Vec<Package>, PackageError> {
     spec.packages().map(|path| Place::open(place(roots, Path::new(path))?)).collect()
 }
 
 /// Copies a file package into `workspace` under its name, with its permission bits but neither its owner nor set-id.
-pub(crate) fn copy_into(package: &Package, workspace: BorrowedFd<'_>) -> Result<Staged, PackageError> {
+pub fn copy_into(package: &Package, workspace: BorrowedFd<'_>) -> Result<Staged, PackageError> {
     let fail = |cause: io::Error| PackageError::Copy { path: package.path.clone(), cause };
     let PackageKind::File { mode } = package.kind else {
         return Err(fail(io::ErrorKind::IsADirectory.into()));

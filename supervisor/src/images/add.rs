@@ -14,7 +14,7 @@ use super::remove::{remove_tree, sweep_leftovers};
 use super::{Folder, ImageError, ImgDir, exists, layers, unpack};
 
 /// Makes image `id` from a folder or a tar file, plain or gzip. All or nothing: what fails leaves nothing behind.
-pub(crate) fn add(img_dir: &Path, id: &ImageId, source: &Path) -> Result<(), ImageError> {
+pub fn add(img_dir: &Path, id: &ImageId, source: &Path) -> Result<(), ImageError> {
     if exists(img_dir, id) {
         return Err(ImageError::Exists { id: id.clone() });
     }

@@ -8,7 +8,7 @@ use super::layers::{self, LayerName};
 use super::{ImageError, ImgDir, exists, list};
 
 /// Removes image `id` unless another is built on it. Whether a task uses it is the caller's to know.
-pub(crate) fn remove(img_dir: &Path, id: &ImageId) -> Result<(), ImageError> {
+pub fn remove(img_dir: &Path, id: &ImageId) -> Result<(), ImageError> {
     if !exists(img_dir, id) {
         return Err(ImageError::Unknown(id.clone()));
     }

@@ -30,7 +30,7 @@ use super::record::{End, EndRecord};
 use super::step::{Step, StepError};
 use super::{GO, Logs};
 use crate::cgroup::Group;
-use crate::packages::{self, PackageKind};
+use crate::packages::{self, PackageKind, Staged};
 use crate::{namespaces, rootfs, security, sys};
 
 /// Init's whole life; its answer is its exit status, which nobody needs: the record says it all.
@@ -131,11 +131,17 @@ fn stage_packages(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<(), StepErro
     let workspace = File::open(rootfs::UPPER_WORKSPACE).step(|| "open the workspace".to_owned())?;
     let mut folders = Vec::new();
     for package in &packages {
-        match package.kind {
-            PackageKind::Directory => folders.push(package.fd.as_fd()),
-            PackageKind::File { .. } => packages::copy_into(package, workspace.as_fd()).map_err(failed)?,
-        }
-        monitor.say(format!("package {}", package.path.display()));
+        let what = match package.kind {
+            PackageKind::Directory => {
+                folders.push(package.fd.as_fd());
+                "united"
+            }
+            PackageKind::File { .. } => match packages::copy_into(package, workspace.as_fd()).map_err(failed)? {
+                Staged::Copied => "copied",
+                Staged::Shadowed => "shadowed by an earlier one",
+            },
+        };
+        monitor.say(format!("package {}: {what}", package.path.display()));
     }
     rootfs::unite_workspace(plan.config.rootfs.driver, &folders)
 }

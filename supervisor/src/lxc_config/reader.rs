@@ -19,7 +19,7 @@ pub(super) struct Setting {
 
 impl ContainerConfig {
     /// Reads what [`ContainerConfig::to_lxc`] wrote.
-    pub(crate) fn from_lxc(text: &str) -> Result<ContainerConfig, LxcConfigError> {
+    pub fn from_lxc(text: &str) -> Result<ContainerConfig, LxcConfigError> {
         let mut draft = Draft::default();
         for setting in settings(text)? {
             draft.take(&setting)?;
@@ -31,7 +31,7 @@ impl ContainerConfig {
 impl ImageConfig {
     /// Reads an image's own `config`. What would widen a task's rights, name a path of the node or set what the job
     /// decides is refused by name; what berth does anyway (a fresh /dev, pts, no console) may stand there.
-    pub(crate) fn from_lxc(text: &str) -> Result<ImageConfig, LxcConfigError> {
+    pub fn from_lxc(text: &str) -> Result<ImageConfig, LxcConfigError> {
         let mut image = ImageConfig::default();
         for setting in settings(text)? {
             image.take(&setting)?;

@@ -9,7 +9,7 @@ type Written = Result<(), LxcConfigError>;
 
 impl ContainerConfig {
     /// The file's text. Fails where a value cannot be written so that LXC would read the same.
-    pub(crate) fn to_lxc(&self) -> Result<String, LxcConfigError> {
+    pub fn to_lxc(&self) -> Result<String, LxcConfigError> {
         let mut out = Lines { text: String::new() };
         out.line("lxc.uts.name", &self.uts_name)?;
         out.line("lxc.rootfs.path", &rootfs_value(&self.rootfs)?)?;
