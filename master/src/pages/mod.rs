@@ -5,6 +5,7 @@
 
 use maud::{Markup, html};
 
+mod text;
 pub mod view;
 
 /// The stylesheet, served as `/style.css`.
