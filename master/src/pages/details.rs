@@ -4,7 +4,7 @@ use maud::{Markup, html};
 use wire::{ContainerId, State};
 
 use super::job_table::{kill_button, ran_millis};
-use super::layout::{Here, Page, nothing, pill};
+use super::layout::{Here, Page, known, pill};
 use super::view::{ConfirmKill, Details, Log, LogTail};
 use super::{amounts, links, text, times};
 use crate::job::Job;
@@ -17,10 +17,10 @@ pub fn details(view: &Details) -> Markup {
     page.around(&html! {
         (heading(view))
         (why(view))
-        dl.facts { (asked(job)) (became(view)) }
+        dl.facts { (outcome(view)) (place_and_times(view)) (asked(job)) }
         section aria-labelledby="command" {
             h2 #command { "Command" }
-            (block(job.spec.command_line.as_bytes()))
+            div.well tabindex="0" role="region" aria-labelledby="command" { (block(job.spec.command_line.as_bytes())) }
         }
         @for log in Log::ALL { (log_section(view, log)) }
     })
@@ -81,71 +81,54 @@ fn asked(job: &Job) -> Markup {
         (fact("Memory limit", &html! { (amounts::mib(spec.resource.mem)) }))
         (fact("Time-out", &html! { @if spec.timeout == 0 { "none" } @else { (times::span(spec.timeout)) } }))
         (fact("Image", &html! { (spec.image_id) }))
-        div.wide[packages.len() > 1] {
-            dt { "Packages" }
-            dd {
-                @if packages.is_empty() { span.dim { "none" } }
-                @else { ul { @for package in packages { li { (text::visible_line(package)) } } } }
-            }
-        }
+        (fact("Packages", &html! {
+            @if packages.is_empty() { span.dim { "none" } }
+            @else { ul { @for package in packages { li { (text::visible_line(package)) } } } }
+        }))
     }
 }
 
-/// What became of it.
-fn became(view: &Details) -> Markup {
-    let (job, now) = (&view.job, view.now);
-    let instant = |then: Option<_>| {
-        html! {
-            @match then { Some(then) => { (times::exact_and_ago(then, now)) } None => { (nothing()) } }
-        }
-    };
+/// How it ended, or how far it is, and what it used.
+fn outcome(view: &Details) -> Markup {
+    let job = &view.job;
+    let ran = ran_millis(job, view.now);
     html! {
-        (fact("Node", &html! {
-            @match job.placed { Some(placed) => { a href=(links::node(placed.node)) { (placed.node) } } None => { (nothing()) } }
-        }))
-        (fact("Task", &html! {
-            @match job.placed.and_then(|placed| placed.task) {
-                Some(task) => { (task) " " span.dim { (ContainerId(task)) } }
-                None => { (nothing()) }
-            }
-        }))
-        (fact("Attempt", &html! { @if job.attempt.0 == 0 { (nothing()) } @else { (job.attempt) } }))
+        (fact(if job.status.is_final() { "Ran for" } else { "Running for" }, &known(ran.map(times::span))))
+        (fact("Exit code", &known(job.exit_code)))
+        (fact("Cpu time", &known(job.cpu_ms.map(|cpu_ms| cpu_time(cpu_ms, ran)))))
+        (fact("Memory peak", &known(job.memory_peak_bytes.map(|peak| memory_peak(peak, job.spec.resource.mem)))))
+        (fact("Attempt", &known((job.attempt.0 > 0).then_some(job.attempt.0))))
+    }
+}
+
+/// Where it is, and since when.
+fn place_and_times(view: &Details) -> Markup {
+    let job = &view.job;
+    let instant = |then: Option<_>| known(then.map(|then| times::exact_and_ago(then, view.now)));
+    let node = job.placed.map(|placed| html! { a href=(links::node(placed.node)) { (placed.node) } });
+    let task = job.placed.and_then(|placed| placed.task);
+    html! {
+        (fact("Node", &known(node)))
+        (fact("Task", &known(task.map(|task| html! { (task) " " span.dim { (ContainerId(task)) } }))))
         (fact("Submitted", &instant(Some(job.submitted_at))))
         (fact("Started", &instant(job.started_at)))
         (fact("Ended", &instant(job.ended_at)))
-        (fact(if job.status.is_final() { "Ran for" } else { "Running for" }, &html! {
-            @match ran_millis(job, now) { Some(millis) => { (times::span(millis)) } None => { (nothing()) } }
-        }))
-        (fact("Exit code", &html! { @match job.exit_code { Some(code) => { (code) } None => { (nothing()) } } }))
-        (fact("Cpu time", &cpu_time(view)))
-        (fact("Memory peak", &memory_peak(job)))
     }
 }
 
-fn cpu_time(view: &Details) -> Markup {
+fn cpu_time(cpu_ms: u64, ran_ms: Option<u64>) -> Markup {
     html! {
-        @match view.job.cpu_ms {
-            None => { (nothing()) }
-            Some(cpu_ms) => {
-                (times::span(cpu_ms))
-                @if let Some(ran) = ran_millis(&view.job, view.now).filter(|&ran| ran > 0) {
-                    " " span.dim { (u128::from(cpu_ms) * 100 / u128::from(ran)) " % of one CPU" }
-                }
-            }
+        (times::span(cpu_ms))
+        @if let Some(ran_ms) = ran_ms.filter(|&ran_ms| ran_ms > 0) {
+            " " span.dim { (u128::from(cpu_ms) * 100 / u128::from(ran_ms)) " % of one CPU" }
         }
     }
 }
 
-fn memory_peak(job: &Job) -> Markup {
-    let limit = job.spec.resource.mem.saturating_mul(1024 * 1024);
+fn memory_peak(peak: u64, limit_mib: u64) -> Markup {
     html! {
-        @match job.memory_peak_bytes {
-            None => { (nothing()) }
-            Some(peak) => {
-                (amounts::bytes(peak)) " " span.dim { "of " (amounts::mib(job.spec.resource.mem)) }
-                (amounts::bar(peak, limit))
-            }
-        }
+        (amounts::bytes(peak)) " " span.dim { "of " (amounts::mib(limit_mib)) }
+        (amounts::bar(peak, limit_mib.saturating_mul(1024 * 1024)))
     }
 }
 

@@ -4,10 +4,10 @@ use jiff::Timestamp;
 use maud::{Markup, html};
 use wire::State;
 
-use super::layout::{Here, Page, nothing, pill};
+use super::layout::{Here, Page, known, pill};
 use super::view::{JobQuery, JobTable};
 use super::{amounts, links, text, times};
-use crate::job::Job;
+use crate::job::{Job, Placed};
 
 /// `GET /job/table`.
 pub fn job_table(view: &JobTable) -> Markup {
@@ -106,30 +106,27 @@ fn row(job: &Job, now: Timestamp, back: &str) -> Markup {
                 }
             }
             td.state {
-                (pill(job.status))
-                @if let Some(reason) = job.reason() {
-                    " " span.reason title=(text::plain_line(&reason)) { (text::visible_line(&reason)) }
+                div.line {
+                    (pill(job.status))
+                    @if let Some(reason) = job.reason() {
+                        " " span.reason title=(text::plain_line(&reason)) { (text::visible_line(&reason)) }
+                    }
                 }
             }
-            td.place.number data-label="node" { (place(job)) }
-            td.number data-label="cpu" { (job.spec.resource.cpu) }
+            td.place.number data-label="node" { (known(job.placed.map(place))) }
+            td.cpu.number data-label="cpu" title=(job.spec.resource.cpu) { (job.spec.resource.cpu) }
             td.number data-label="mem" { (amounts::mib(job.spec.resource.mem)) }
             td.number.when data-label="submitted" { (times::ago(job.submitted_at, now)) }
-            td.number.span data-label="ran" { (duration(job, now)) }
+            td.number.span data-label="ran" { (known(ran_millis(job, now).map(times::span))) }
             td.act { @if !job.status.is_final() { (kill_button(job, back)) } }
         }
     }
 }
 
-fn place(job: &Job) -> Markup {
+fn place(placed: Placed) -> Markup {
     html! {
-        @match job.placed {
-            None => { (nothing()) }
-            Some(placed) => {
-                a href=(links::node(placed.node)) { (placed.node) }
-                span.dim { " / " @match placed.task { Some(task) => { (task) } None => { "–" } } }
-            }
-        }
+        a href=(links::node(placed.node)) { (placed.node) }
+        span.dim { " / " (known(placed.task.map(|task| task.0))) }
     }
 }
 
@@ -137,12 +134,6 @@ fn place(job: &Job) -> Markup {
 pub(super) fn ran_millis(job: &Job, now: Timestamp) -> Option<u64> {
     let end = job.ended_at.or((!job.status.is_final()).then_some(now))?;
     Some(times::millis_between(job.started_at?, end))
-}
-
-fn duration(job: &Job, now: Timestamp) -> Markup {
-    html! {
-        @match ran_millis(job, now) { Some(millis) => { (times::span(millis)) } None => { (nothing()) } }
-    }
 }
 
 /// The form of one button that kills a job.

@@ -1,6 +1,6 @@
 //! What all pages share: head, header with the way to the other pages, and the small parts that occur everywhere.
 
-use maud::{DOCTYPE, Markup, html};
+use maud::{DOCTYPE, Markup, Render, html};
 use wire::State;
 
 use super::{links, style_link, text};
@@ -84,7 +84,9 @@ fn state_class(state: State) -> &'static str {
     }
 }
 
-/// What stands where there is nothing to show.
-pub fn nothing() -> Markup {
-    html! { span.dim { "–" } }
+/// A value, or a dash where there is none.
+pub fn known(value: Option<impl Render>) -> Markup {
+    html! {
+        @match value { Some(value) => { (value) } None => { span.dim { "–" } } }
+    }
 }

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use wire::ImageId;
 use wire::node::NodeResource;
 
-use super::layout::{Here, Page, nothing};
+use super::layout::{Here, Page};
 use super::view::NodeTable;
 use super::{amounts, links, text, times};
 use crate::job::{Node, NodeState};
@@ -60,16 +60,16 @@ fn row(node: &Node, now: Timestamp) -> Markup {
         tr id=(links::node_anchor(node.id)) class=[stale.then_some("stale")] {
             th.id.number scope="row" { (node.id) }
             td.addr { (text::visible_line(&node.addr)) }
-            td.state { (state(&node.state, now)) @if stale { " " span.dim { "Numbers are the last it gave." } } }
+            td.state { (state(&node.state, now)) @if stale { " " span.reason { "The numbers are its last." } } }
             @match &node.resource {
                 Some(resource) => { (said(resource)) }
                 None => {
-                    td.use data-label="cpu" { (nothing()) }
-                    td.use data-label="mem" { (nothing()) }
-                    td.number data-label="tasks" { (nothing()) }
-                    td.number data-label="load" { (nothing()) }
-                    td data-label="images" { (nothing()) }
-                    td data-label="system" { (nothing()) }
+                    td.use data-label="cpu" { "–" }
+                    td.use data-label="mem" { "–" }
+                    td.number data-label="tasks" { "–" }
+                    td.number data-label="load" { "–" }
+                    td data-label="images" { "–" }
+                    td data-label="system" { "–" }
                 }
             }
         }

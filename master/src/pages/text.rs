@@ -1,8 +1,9 @@
 //! Bytes from jobs, made visible: what a browser would hide, obey or refuse is shown as what it is.
 //!
-//! Control characters become the pictures of U+2400, bytes that are not UTF-8 become `\xff`, characters that turn,
-//! join or hide others become `U+202E`. All of these stand in a `span.ctl`, so they cannot be taken for text that
-//! merely looks the same. Nothing is dropped: what is shown can be read back to the same bytes.
+//! Control characters become `^[` as in `cat -v` (the pictures of U+2400 are missing from the fonts of a plain Debian),
+//! bytes that are not UTF-8 become `\xff`, characters that turn, join or hide others become `U+202E`. All of these
+//! stand in a `span.ctl`, so they cannot be taken for text that merely looks the same. Nothing is dropped: what is
+//! shown can be read back to the same bytes.
 
 use std::fmt::Write;
 
@@ -77,7 +78,7 @@ impl Piece<'_> {
         out.push_str("</span>");
     }
 
-    /// What the pictures stand for; broken bytes say it themselves.
+    /// What the letters stand for; broken bytes say it themselves.
     fn write_title(self, out: &mut String) {
         let codes = match self {
             Piece::Plain(_) | Piece::Broken(_) => return,
@@ -96,9 +97,9 @@ impl Piece<'_> {
     fn write_letters(self, out: &mut String) {
         match self {
             Piece::Plain(text) => out.push_str(text),
-            Piece::Controls(text) => out.extend(text.chars().map(picture)),
+            Piece::Controls(text) => text.bytes().for_each(|control| push_caret(control, out)),
             Piece::Sequence(text) => {
-                out.push(picture('\x1b'));
+                push_caret(b'\x1b', out);
                 out.push_str(&text[1..]);
             }
             // Writing to a String cannot fail.
@@ -159,13 +160,9 @@ impl<'a> Text<'a> {
     }
 }
 
-/// The picture of a control character (U+2400 to U+2421).
-fn picture(control: char) -> char {
-    match control {
-        '\0'..='\x1f' => char::from_u32(0x2400 + u32::from(control)).unwrap_or(control),
-        '\x7f' => '␡',
-        other => other,
-    }
+/// A control character as a terminal echoes it: `^[`, `^M`, `^?` (termios(3), ECHOCTL).
+fn push_caret(control: u8, out: &mut String) {
+    out.extend(['^', char::from(control ^ 0x40)]);
 }
 
 /// The length of the control sequence that `text` begins with: `ESC [`, parameters, intermediates, one final byte.
@@ -236,14 +233,11 @@ mod tests {
         if letters.starts_with("\\x") {
             return letters.split("\\x").skip(1).map(|hex| u8::from_str_radix(hex, 16).unwrap()).collect();
         }
-        letters
-            .chars()
-            .map(|char| match u32::from(char) {
-                0x2421 => 0x7f,
-                code @ 0x2400..=0x241f => u8::try_from(code - 0x2400).unwrap(),
-                code => u8::try_from(code).unwrap(),
-            })
-            .collect()
+        if let Some(sequence) = letters.strip_prefix("^[[") {
+            return format!("\x1b[{sequence}").into_bytes();
+        }
+        let pairs = letters.as_bytes().chunks(2);
+        pairs.map(|pair| if pair[0] == b'^' { pair[1] ^ 0x40 } else { panic!("{letters:?}") }).collect()
     }
 
     /// Strips tags, unescapes, and reads the spans back: the bytes that were shown.
@@ -277,7 +271,7 @@ mod tests {
             b"\xed\xa0\x80",
             "\u{202e}evil\u{2066}".as_bytes(),
             "\u{200b}\u{feff}\u{e0041}".as_bytes(),
-            "␛ \\xff U+202E ❤\u{fe0f} 字".as_bytes(),
+            "^[ \\xff U+202E ❤\u{fe0f} 字".as_bytes(),
             b"x",
         ];
         let mut bytes = Vec::new();
@@ -324,13 +318,13 @@ mod tests {
     }
 
     #[test]
-    fn controls_and_broken_bytes_are_shown_as_pictures_and_codes() {
+    fn controls_and_broken_bytes_are_shown_as_carets_and_codes() {
         let cases: [(&[u8], &str); 8] = [
             (b"a<b>&\"", "a&lt;b&gt;&amp;&quot;"),
             (b"a\tb\n", "a\tb\n"),
-            (b"\x1b[1;31mred", r#"<span class="ctl" title="0x1b">␛[1;31m</span>red"#),
-            (b"\x07\x1b", r#"<span class="ctl" title="0x07 0x1b">␇␛</span>"#),
-            (b"\x7f", r#"<span class="ctl" title="0x7f">␡</span>"#),
+            (b"\x1b[1;31mred", r#"<span class="ctl" title="0x1b">^[[1;31m</span>red"#),
+            (b"\x07\x1b", r#"<span class="ctl" title="0x07 0x1b">^G^[</span>"#),
+            (b"\x7f", r#"<span class="ctl" title="0x7f">^?</span>"#),
             (b"\xc3(", r#"<span class="ctl">\xc3</span>("#),
             ("\u{202e}".as_bytes(), r#"<span class="ctl" title="turns the direction of text">U+202E</span>"#),
             ("é字🚢".as_bytes(), "é字🚢"),
