@@ -9,6 +9,15 @@ pub fn mib(mib: u64) -> String {
     if mib < 10 * 1024 { format!("{mib} MiB") } else { format!("{} GiB", tenths(mib, 1024)) }
 }
 
+/// MiB used of a total, in the total's unit: `54.0 of 62.7 GiB`.
+pub fn mib_of(used: u64, total: u64) -> String {
+    if total < 10 * 1024 {
+        format!("{used} of {total} MiB")
+    } else {
+        format!("{} of {} GiB", tenths(used, 1024), tenths(total, 1024))
+    }
+}
+
 /// Bytes as `740 B`, `12.4 KiB`, `1.2 MiB`, `3.0 GiB`.
 pub fn bytes(bytes: u64) -> String {
     match bytes {
@@ -21,16 +30,20 @@ pub fn bytes(bytes: u64) -> String {
 
 /// A bar of `used` out of `total`. It only repeats the numbers beside it, so it is silent to those who listen.
 pub fn bar(used: u64, total: u64) -> Markup {
-    let per_mille = per_mille(used, total);
-    let level = match per_mille {
-        0..750 => "low",
-        750..950 => "high",
-        _ => "full",
-    };
+    drawn(per_mille(used, total), "used")
+}
+
+/// A bar of how near something came to its limit: alarming close below it, where [`bar`] finds a full node good.
+pub fn limit_bar(peak: u64, limit: u64) -> Markup {
+    let per_mille = per_mille(peak, limit);
+    drawn(per_mille, if per_mille < 950 { "used" } else { "tight" })
+}
+
+fn drawn(per_mille: u64, class: &str) -> Markup {
     html! {
         svg.bar viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true" focusable="false" {
             rect.track width="1000" height="8" {}
-            rect class=(level) width=(per_mille) height="8" {}
+            rect class=(class) width=(per_mille) height="8" {}
         }
     }
 }
@@ -53,6 +66,8 @@ mod tests {
     fn memory_reads_in_the_unit_that_fits() {
         assert_eq!(mib(512), "512 MiB");
         assert_eq!(mib(64_307), "62.7 GiB");
+        assert_eq!(mib_of(307, 1536), "307 of 1536 MiB");
+        assert_eq!(mib_of(307, 64_307), "0.2 of 62.7 GiB");
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(12_700), "12.4 KiB");
         assert_eq!(bytes(41 * MIB), "41.0 MiB");

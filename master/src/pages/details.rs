@@ -1,5 +1,6 @@
 //! One job: everything known of it, its logs, and the page that asks before it kills.
 
+use jiff::Timestamp;
 use maud::{Markup, html};
 use wire::{ContainerId, State};
 
@@ -37,7 +38,7 @@ fn heading(view: &Details) -> Markup {
                     @if view.live {
                         a href=(links::still_details(job.id)) { "Stop refreshing" }
                     } @else {
-                        a href=(links::details(job.id)) { "Keep refreshing" }
+                        a href=(links::details(job.id)) { "Refresh every 5 s" }
                     }
                 }
                 a href=(links::again(job.id)) { "Submit again" }
@@ -93,7 +94,7 @@ fn outcome(view: &Details) -> Markup {
     let job = &view.job;
     let ran = ran_millis(job, view.now);
     html! {
-        (fact(if job.status.is_final() { "Ran for" } else { "Running for" }, &known(ran.map(times::span))))
+        (lasting(job, ran, view.now))
         (fact("Exit code", &known(job.exit_code)))
         (fact("Cpu time", &known(job.cpu_ms.map(|cpu_ms| cpu_time(cpu_ms, ran)))))
         (fact("Memory peak", &known(job.memory_peak_bytes.map(|peak| memory_peak(peak, job.spec.resource.mem)))))
@@ -116,6 +117,16 @@ fn place_and_times(view: &Details) -> Markup {
     }
 }
 
+/// How long it ran, has run, or has waited.
+fn lasting(job: &Job, ran: Option<u64>, now: Timestamp) -> Markup {
+    let waited = || times::span(times::millis_between(job.submitted_at, now));
+    match (job.status.is_final(), ran) {
+        (true, ran) => fact("Ran for", &known(ran.map(times::span))),
+        (false, Some(ran)) => fact("Running for", &html! { (times::span(ran)) }),
+        (false, None) => fact("Waiting for", &html! { (waited()) }),
+    }
+}
+
 fn cpu_time(cpu_ms: u64, ran_ms: Option<u64>) -> Markup {
     html! {
         (times::span(cpu_ms))
@@ -128,7 +139,7 @@ fn cpu_time(cpu_ms: u64, ran_ms: Option<u64>) -> Markup {
 fn memory_peak(peak: u64, limit_mib: u64) -> Markup {
     html! {
         (amounts::bytes(peak)) " " span.dim { "of " (amounts::mib(limit_mib)) }
-        (amounts::bar(peak, limit_mib.saturating_mul(1024 * 1024)))
+        (amounts::limit_bar(peak, limit_mib.saturating_mul(1024 * 1024)))
     }
 }
 
@@ -148,7 +159,7 @@ fn log_section(view: &Details, log: Log) -> Markup {
                 }
             }
             @match tail {
-                LogTail::NotYet => { p.none { "Not yet: the job has no task." } }
+                LogTail::NotYet => { p.none { @if view.job.status.is_final() { "There is none: it never had a task." } @else { "Not yet: it has no task." } } }
                 LogTail::Unavailable(why) => { p.notice { "Cannot be read now: " bdi { (text::visible_line(why)) } } }
                 LogTail::Tail { bytes, .. } if bytes.is_empty() => {
                     p.none { @if view.job.status.is_final() { "It wrote nothing." } @else { "Nothing yet." } }

@@ -54,7 +54,7 @@ fn refused(view: &Home) -> Markup {
 
 fn sentence(error: &Refusal) -> Markup {
     html! {
-        @if let Some(field) = &error.field { code { (text::visible_line(field)) } ": " }
+        @if let Some(field) = form_name(error).or(error.field.as_deref()) { code { (text::visible_line(field)) } ": " }
         bdi { (text::visible_line(&error.message)) }
     }
 }
@@ -74,7 +74,7 @@ fn glance(view: &Home) -> Markup {
             div { dt { "Cpu used" } dd { (cpu_used) " of " (cpu_total) (amounts::bar(cpu_used.milli(), cpu_total.milli())) } }
             div {
                 dt { "Mem used" }
-                dd { (amounts::mib(mem_used)) " of " (amounts::mib(mem_total)) (amounts::bar(mem_used, mem_total)) }
+                dd { (amounts::mib_of(mem_used, mem_total)) (amounts::bar(mem_used, mem_total)) }
             }
             @if let Some(counts) = &view.jobs.counts {
                 @let count = |state| counts.get(&state).copied().unwrap_or(0);
@@ -189,7 +189,7 @@ fn field(field: &Field, form: &CreateForm, input: impl FnOnce(&Standing) -> Mark
         div class={ "field " (field.name) } {
             label for=(field.name) { (field.label) }
             (input(&standing))
-            @if let Some(error) = error { p.wrong id=(error_id) { (sentence(error)) } }
+            @if let Some(error) = error { p.wrong id=(error_id) { bdi { (text::visible_line(&error.message)) } } }
             @if !field.hint.is_empty() { p.hint id=(hint_id) { (field.hint) } }
         }
     }

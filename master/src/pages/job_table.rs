@@ -68,6 +68,7 @@ fn search(query: &JobQuery) -> Markup {
             label.unseen for="q" { "Search jobs" }
             input #q type="search" name="q" value=(query.q) placeholder="name or command" autocomplete="off" spellcheck="false";
             button type="submit" { "Search" }
+            @if !query.q.is_empty() { a href=(links::jobs(&query.without_search())) { "Clear" } }
         }
     }
 }
@@ -158,7 +159,7 @@ fn pages(view: &JobTable) -> Markup {
                 @if query.live && running {
                     a href=(links::jobs(&query.live(false))) { "Stop refreshing" }
                 } @else if running {
-                    a href=(links::jobs(&query.live(true))) { "Keep refreshing" }
+                    a href=(links::jobs(&query.live(true))) { "Refresh every 5 s" }
                 }
             }
         }

@@ -21,7 +21,7 @@ pub fn login(view: &Login) -> Markup {
                         aria-invalid=[wrong.then_some("true")]
                         aria-describedby=(if wrong { "token-error token-hint" } else { "token-hint" });
                     @if let Some(error) = &view.error { p.wrong #token-error role="alert" { (text::visible_line(error)) } }
-                    p.hint #token-hint { "The line in the master’s " code { "--token-file" } "." }
+                    p.hint #token-hint { "What the master’s " code { "--token-file" } " holds." }
                 }
                 div.send { button.primary type="submit" { "Log in" } }
             }

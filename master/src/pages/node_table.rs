@@ -45,7 +45,6 @@ pub(super) fn section(view: &NodeTable) -> Markup {
                         th.number scope="col" { "Tasks" }
                         th.number scope="col" { abbr title="over 1, 5 and 15 minutes" { "Load" } }
                         th scope="col" { "Images" }
-                        th scope="col" { "System" }
                     }
                 }
                 tbody { @for node in &view.nodes { (row(node, view.now)) } }
@@ -59,8 +58,11 @@ fn row(node: &Node, now: Timestamp) -> Markup {
     html! {
         tr id=(links::node_anchor(node.id)) class=[stale.then_some("stale")] {
             th.id.number scope="row" { (node.id) }
-            td.addr { (text::visible_line(&node.addr)) }
-            td.state { (state(&node.state, now)) @if stale { " " span.reason { "The numbers are its last." } } }
+            td.addr {
+                (text::visible_line(&node.addr))
+                @if let Some(resource) = &node.resource { (system(resource)) }
+            }
+            td.state { (state(&node.state, now)) @if stale { div.reason { "The numbers are from before." } } }
             @match &node.resource {
                 Some(resource) => { (said(resource)) }
                 None => {
@@ -69,7 +71,6 @@ fn row(node: &Node, now: Timestamp) -> Markup {
                     td.number data-label="tasks" { "–" }
                     td.number data-label="load" { "–" }
                     td data-label="images" { "–" }
-                    td data-label="system" { "–" }
                 }
             }
         }
@@ -95,24 +96,28 @@ fn said(resource: &NodeResource) -> Markup {
     let mem_used = resource.mem_total.saturating_sub(resource.mem);
     html! {
         td.use data-label="cpu" {
-            (amounts::bar(cpu_used.milli(), resource.cpu_total.milli()))
             span.figure { (cpu_used) " of " (resource.cpu_total) }
+            (amounts::bar(cpu_used.milli(), resource.cpu_total.milli()))
         }
         td.use data-label="mem" {
+            span.figure { (amounts::mib_of(mem_used, resource.mem_total)) }
             (amounts::bar(mem_used, resource.mem_total))
-            span.figure { (amounts::mib(mem_used)) " of " (amounts::mib(resource.mem_total)) }
         }
         td.number data-label="tasks" { (resource.tasks) }
         td.number.load data-label="load" {
             @for (nth, load) in resource.load.iter().enumerate() { @if nth > 0 { " " } (format!("{load:.2}")) }
         }
         td.images data-label="images" { (images(&resource.images)) }
-        td.system data-label="system" {
-            (text::visible_line(&resource.kernel))
-            " " span.dim {
-                (text::visible_line(&resource.cgroups)) " · " (text::visible_line(&resource.union))
-                " · berth " (text::visible_line(&resource.version))
-            }
+    }
+}
+
+/// What it runs on.
+fn system(resource: &NodeResource) -> Markup {
+    let words = [&resource.kernel, &resource.cgroups, &resource.union];
+    html! {
+        div.system {
+            @for word in words { span { (text::visible_line(word)) } " · " }
+            span { "berth " (text::visible_line(&resource.version)) }
         }
     }
 }

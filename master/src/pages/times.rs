@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use maud::{Markup, html};
 
-/// `3 min ago`; the exact time in the title.
+/// `3m ago`; the exact time in the title.
 pub fn ago(then: Timestamp, now: Timestamp) -> Markup {
     html! { time datetime=(iso(then)) title=(exact(then)) { (ago_words(millis_between(then, now))) } }
 }
@@ -26,17 +26,17 @@ pub fn millis_between(from: Timestamp, to: Timestamp) -> u64 {
     u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
 }
 
-/// `740 ms`, `4.21 s`, `42 s`, `3 min 05 s`, `2 h 04 min`, `3 d 04 h`.
+/// `740ms`, `4.21s`, `42s`, `3m 05s`, `2h 04m`, `3d 04h`.
 pub fn span(millis: u64) -> String {
     let seconds = millis / 1000;
     let (minutes, hours) = (seconds / 60, seconds / 3600);
     match seconds {
-        0 => format!("{millis} ms"),
-        1..10 => format!("{seconds}.{:02} s", millis % 1000 / 10),
-        10..60 => format!("{seconds} s"),
-        60..3600 => format!("{minutes} min {:02} s", seconds % 60),
-        3600..86_400 => format!("{hours} h {:02} min", minutes % 60),
-        _ => format!("{} d {:02} h", hours / 24, hours % 24),
+        0 => format!("{millis}ms"),
+        1..10 => format!("{seconds}.{:02}s", millis % 1000 / 10),
+        10..60 => format!("{seconds}s"),
+        60..3600 => format!("{minutes}m {:02}s", seconds % 60),
+        3600..86_400 => format!("{hours}h {:02}m", minutes % 60),
+        _ => format!("{}d {:02}h", hours / 24, hours % 24),
     }
 }
 
@@ -44,10 +44,10 @@ fn ago_words(millis: u64) -> String {
     let seconds = millis / 1000;
     match seconds {
         0 => "just now".to_owned(),
-        1..60 => format!("{seconds} s ago"),
-        60..3600 => format!("{} min ago", seconds / 60),
-        3600..172_800 => format!("{} h ago", seconds / 3600),
-        _ => format!("{} d ago", seconds / 86_400),
+        1..60 => format!("{seconds}s ago"),
+        60..3600 => format!("{}m ago", seconds / 60),
+        3600..172_800 => format!("{}h ago", seconds / 3600),
+        _ => format!("{}d ago", seconds / 86_400),
     }
 }
 
@@ -66,13 +66,13 @@ mod tests {
     #[test]
     fn spans_read_as_people_say_them() {
         let cases = [
-            (0, "0 ms"),
-            (999, "999 ms"),
-            (4_219, "4.21 s"),
-            (42_900, "42 s"),
-            (185_000, "3 min 05 s"),
-            (7_440_000, "2 h 04 min"),
-            (273_600_000, "3 d 04 h"),
+            (0, "0ms"),
+            (999, "999ms"),
+            (4_219, "4.21s"),
+            (42_900, "42s"),
+            (185_000, "3m 05s"),
+            (7_440_000, "2h 04m"),
+            (273_600_000, "3d 04h"),
         ];
         for (millis, words) in cases {
             assert_eq!(span(millis), words);
