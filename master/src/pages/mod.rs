@@ -15,6 +15,8 @@ mod login;
 mod node_table;
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+mod tests;
 mod text;
 mod times;
 pub mod view;
