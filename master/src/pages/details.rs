@@ -54,7 +54,9 @@ fn why(view: &Details) -> Markup {
     html! {
         @match job.status {
             State::Pending | State::Assigned => {
-                @if let Some(waits) = &view.waits { p.notice { strong { "Waits: " } bdi { (text::visible_line(waits)) } } }
+                @if let Some(waits) = &view.waits {
+                    p.notice { strong { "Waits: " } bdi { (text::visible_line(waits)) } }
+                }
             }
             State::Failed => {
                 @let reason = job.reason().unwrap_or_else(|| "the reason was not recorded".to_owned());
@@ -77,7 +79,7 @@ fn asked(job: &Job) -> Markup {
     let packages: Vec<&str> = spec.packages().collect();
     html! {
         (fact("Cpu", &html! {
-            (spec.resource.cpu) " " span.dim { @if spec.resource.cpu.pinned().is_some() { "pinned" } @else { "anywhere" } }
+            (spec.resource.cpu) " " span.dim { (spec.resource.cpu.pinned().map_or("anywhere", |_| "pinned")) }
         }))
         (fact("Memory limit", &html! { (amounts::mib(spec.resource.mem)) }))
         (fact("Time-out", &html! { @if spec.timeout == 0 { "none" } @else { (times::span(spec.timeout)) } }))
@@ -149,6 +151,7 @@ fn log_section(view: &Details, log: Log) -> Markup {
         Log::Stdout => (&view.stdout, "Standard output"),
         Log::Stderr => (&view.stderr, "Standard error"),
     };
+    let ended = view.job.status.is_final();
     html! {
         section.log aria-labelledby=(log.as_str()) {
             div.heading {
@@ -159,10 +162,12 @@ fn log_section(view: &Details, log: Log) -> Markup {
                 }
             }
             @match tail {
-                LogTail::NotYet => { p.none { @if view.job.status.is_final() { "There is none: it never had a task." } @else { "Not yet: it has no task." } } }
+                LogTail::NotYet => {
+                    p.none { (if ended { "There is none: it never had a task." } else { "Not yet: it has no task." }) }
+                }
                 LogTail::Unavailable(why) => { p.notice { "Cannot be read now: " bdi { (text::visible_line(why)) } } }
                 LogTail::Tail { bytes, .. } if bytes.is_empty() => {
-                    p.none { @if view.job.status.is_final() { "It wrote nothing." } @else { "Nothing yet." } }
+                    p.none { (if ended { "It wrote nothing." } else { "Nothing yet." }) }
                 }
                 LogTail::Tail { bytes, .. } => {
                     div.tail tabindex="0" role="region" aria-labelledby=(log.as_str()) { (block(bytes)) }
@@ -181,7 +186,7 @@ fn size(shown: usize, total: u64) -> String {
     }
 }
 
-/// Text as it is laid out. The first newline after the tag is the parser's (HTML, 13.1.2.5), so one is given to it.
+/// Text as it is laid out. The parser takes a newline right after the tag for its own (HTML, 13.1.2.5): it gets one.
 fn block(bytes: &[u8]) -> Markup {
     html! { pre { "\n" (text::visible(bytes)) } }
 }

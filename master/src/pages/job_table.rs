@@ -66,7 +66,8 @@ fn search(query: &JobQuery) -> Markup {
             @if let Some(status) = query.status { input type="hidden" name="status" value=(status); }
             @if let Some(limit) = query.limit { input type="hidden" name="limit" value=(limit); }
             label.unseen for="q" { "Search jobs" }
-            input #q type="search" name="q" value=(query.q) placeholder="name or command" autocomplete="off" spellcheck="false";
+            input #q type="search" name="q" value=(query.q) placeholder="name or command"
+                autocomplete="off" autocapitalize="off" spellcheck="false";
             button type="submit" { "Search" }
             @if !query.q.is_empty() { a href=(links::jobs(&query.without_search())) { "Clear" } }
         }

@@ -49,7 +49,9 @@ impl Page<'_> {
                 body {
                     a.skip href="#main" { "Skip to the content" }
                     header.top {
-                        a.brand href="/" aria-current=[self.current(Here::Home)] { span.mark aria-hidden="true" {} "berth" }
+                        a.brand href="/" aria-current=[self.current(Here::Home)] {
+                            span.mark aria-hidden="true" {} "berth"
+                        }
                         nav aria-label="Pages" {
                             a href="/job/table" aria-current=[self.current(Here::Jobs)] { "Jobs" }
                             a href=(links::NODES) aria-current=[self.current(Here::Nodes)] { "Nodes" }

@@ -17,10 +17,13 @@ pub fn login(view: &Login) -> Markup {
                 input type="hidden" name="next" value=(view.next.as_str());
                 div.field {
                     label for="token" { "Token" }
-                    input #token type="password" name="token" required autofocus autocomplete="current-password" spellcheck="false"
+                    input #token type="password" name="token" required autofocus
+                        autocomplete="current-password" spellcheck="false"
                         aria-invalid=[wrong.then_some("true")]
                         aria-describedby=(if wrong { "token-error token-hint" } else { "token-hint" });
-                    @if let Some(error) = &view.error { p.wrong #token-error role="alert" { (text::visible_line(error)) } }
+                    @if let Some(error) = &view.error {
+                        p.wrong #token-error role="alert" { (text::visible_line(error)) }
+                    }
                     p.hint #token-hint { "What the master’s " code { "--token-file" } " holds." }
                 }
                 div.send { button.primary type="submit" { "Log in" } }

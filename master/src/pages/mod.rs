@@ -7,6 +7,7 @@
 mod amounts;
 mod details;
 mod error;
+mod forms;
 mod home;
 mod job_table;
 mod layout;
@@ -28,7 +29,8 @@ pub use job_table::job_table;
 pub use login::login;
 pub use node_table::node_table;
 
-/// The stylesheet, served as `/style.css`, `text/css; charset=utf-8`. Its link changes with it, so it may be cached for ever.
+/// The stylesheet, served as `/style.css`, `text/css; charset=utf-8`. Its link changes with it, so it may be
+/// cached for ever.
 pub const STYLE: &str = include_str!("style.css");
 
 /// The mark in the browser's tab, served as `/icon.svg`, `image/svg+xml`.

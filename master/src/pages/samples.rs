@@ -65,7 +65,7 @@ pub(super) fn ugly_jobs() -> Vec<Job> {
         "a\u{202e}gnp.exe",
         "\x1b[31mred\x1b[0m alert\r\n",
         "no",
-        "averyveryveryveryverylongnamewithoutanyblanksinitthatgoesonandonandonuntilitreachesthelimitoftwohundredandfiftysixbytes",
+        "averyveryveryverylongnamewithoutanyblanksthatgoesonandonuntilitreachesthelimitof256bytes",
         "zalgo h\u{336}\u{341}\u{30d}e\u{334}\u{30f}\u{357}l\u{337}\u{300}\u{306}p\u{335}\u{35c}\u{310}",
         "字幕を生成するジョブ 第三回",
         "שלום עולם (rtl)",
