@@ -1,12 +1,13 @@
 //! Images: the named stacks of read-only layers below the node's `img/` folder.
 //!
 //! An image is a plain root filesystem, or a folder with a `layers` file: one layer a line, top first, each
-//! the name of another image (whose own layers follow) or `./sub`, a folder inside this one. Such a folder may also hold
-//! a `config` in LXC's syntax; a plain root filesystem has none, for a `/config` in there is the image's own affair.
+//! the name of another image (whose own layers follow) or `./sub`, a folder inside this one. Such a folder may also
+//! hold a `config` in LXC's syntax; a plain root filesystem has none, for a `/config` there is the image's own affair.
 //!
 //! Every folder is opened by openat2(2) (Linux 5.6) below the img folder without following a single symlink, so
 //! neither a name nor an image's content can lead anywhere else. This room mounts nothing and knows nothing of
-//! tasks. [`resolve`], [`exists`] and [`list`] only look; [`add`] and [`remove`] may take minutes and belong on a command line.
+//! tasks. [`resolve`], [`exists`] and [`list`] only look; [`add`] and [`remove`] may take minutes and belong on a
+//! command line.
 
 mod add;
 mod layers;
@@ -26,7 +27,6 @@ use wire::ImageId;
 use crate::lxc_config::{ImageConfig, LxcConfigError};
 
 pub use add::add;
-pub use layers::MAX_LAYERS;
 pub use remove::remove;
 
 /// An image with all its layers open.
@@ -51,10 +51,10 @@ pub struct Layer {
 #[derive(Debug, Error)]
 pub enum ImageError {
     /// There is none of that name.
-    #[error("cannot find image {0}\n  hint: berth-supervisor image list")]
+    #[error("cannot find image {0}; hint: berth-supervisor image list")]
     Unknown(ImageId),
     /// There is one already.
-    #[error("cannot add image {id}: it exists\n  hint: berth-supervisor image rm {id}")]
+    #[error("cannot add image {id}: it exists; hint: berth-supervisor image rm {id}")]
     Exists {
         /// The image.
         id: ImageId,
@@ -93,7 +93,8 @@ pub enum ImageError {
     },
     /// It has no shell.
     #[error(
-        "cannot add image {id}: it has no bin/sh, which runs every command line\n  hint: pack a root filesystem from its inside: tar -C ROOTFS -czf FILE ."
+        "cannot add image {id}: it has no bin/sh, which runs every command line; \
+         hint: pack a root filesystem from its inside: tar -C ROOTFS -czf FILE ."
     )]
     NoShell {
         /// The image.

@@ -8,6 +8,9 @@
 //! line ends at LF *or CR*, `#` is a comment only at the beginning of a line, and one pair of matching
 //! quotes around a whole value is taken off. LXC knows no escape for a newline, so a text with one is either
 //! refused or, for the command line, spelled another way: no user text can add a line.
+//!
+//! Seen of LXC 5.0.2 on a hybrid host: `lxc.cgroup2.*` is taken and does nothing, without a word; a limit above the
+//! hard one in force ends the launch where CAP_SYS_RESOURCE is missing; `aufs:` is no longer known.
 
 mod command;
 mod reader;
@@ -128,13 +131,13 @@ pub struct CgroupSetting {
 /// and take rights away; see [`ContainerConfig::apply_image`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// `lxc.environment`, before the task's own.
+    /// `lxc.environment`: over the defaults, under the task's own.
     pub environment: Vec<(String, String)>,
     /// `lxc.cap.drop`: taken from what is kept.
     pub cap_drop: Vec<String>,
     /// `lxc.cap.keep`: nothing else is kept.
     pub cap_keep: Option<Vec<String>>,
-    /// `lxc.prlimit.*`: in place of the default of that name.
+    /// `lxc.prlimit.*`: never above the default of that name.
     pub rlimits: Vec<Rlimit>,
     /// `lxc.mount.entry` of kernel filesystems that show nothing of the host (tmpfs).
     pub mounts: Vec<MountEntry>,
@@ -189,16 +192,30 @@ pub enum LxcConfigError {
 }
 
 impl ContainerConfig {
-    /// Takes in what the image brought along.
+    /// Takes in what the image brought along. Its environment comes after what is there, so that its PATH wins over
+    /// the default; what only the task knows is to be added after this.
     pub fn apply_image(&mut self, image: &ImageConfig) {
-        self.environment.splice(0..0, image.environment.iter().cloned());
+        self.environment.extend(image.environment.iter().cloned());
         self.cap_keep.retain(|cap| !image.cap_drop.contains(cap));
         if let Some(keep) = &image.cap_keep {
             self.cap_keep.retain(|cap| keep.contains(cap));
         }
-        self.rlimits.retain(|ours| image.rlimits.iter().all(|theirs| theirs.name != ours.name));
-        self.rlimits.extend(image.rlimits.iter().cloned());
+        for theirs in &image.rlimits {
+            match self.rlimits.iter_mut().find(|ours| ours.name == theirs.name) {
+                Some(ours) => *ours = ours.tightened_to(theirs),
+                None => self.rlimits.push(theirs.clone()),
+            }
+        }
         self.mounts.extend(image.mounts.iter().cloned());
+    }
+}
+
+impl Rlimit {
+    /// `theirs` where it allows less; the soft limit never above the hard one, as setrlimit(2) wants it.
+    fn tightened_to(&self, theirs: &Rlimit) -> Rlimit {
+        let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+        let hard = least(self.hard, theirs.hard);
+        Rlimit { name: self.name.clone(), soft: least(theirs.soft, hard), hard }
     }
 }
 

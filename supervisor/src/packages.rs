@@ -57,7 +57,7 @@ pub enum PackageError {
     #[error(transparent)]
     Refused(#[from] BadInput),
     /// The root that should hold it could not be opened.
-    #[error("cannot open package root {root}: {cause}\n  hint: is it mounted on this node?")]
+    #[error("cannot open package root {root}: {cause}; hint: is it mounted on this node?")]
     OpenRoot {
         /// The root.
         root: PathBuf,
@@ -74,7 +74,8 @@ pub enum PackageError {
     },
     /// A symlink on its path points out of the root, or is absolute.
     #[error(
-        "cannot open package {path}: a symlink leads out of {root}\n  hint: links below a package root are relative and stay inside"
+        "cannot open package {path}: a symlink leads out of {root}; \
+         hint: links below a package root are relative and stay inside"
     )]
     LeadsOut {
         /// The path the job named.
@@ -223,10 +224,9 @@ mod tests {
     use crate::scratch::Scratch;
 
     fn spec(packages: &str) -> JobSpec {
-        let text = format!(
-            r#"{{"name":"a","resource":{{"cpu":"0","mem":64}},"commandLine":"true","packagePath":{packages:?},"imageId":"b"}}"#
-        );
-        wire::json::from_slice(text.as_bytes()).unwrap()
+        let text = r#"{"name":"a","resource":{"cpu":"0","mem":64},"commandLine":"true","imageId":"b"}"#;
+        let spec: JobSpec = wire::json::from_slice(text.as_bytes()).unwrap();
+        JobSpec { package_path: packages.to_owned(), ..spec }
     }
 
     /// Resolves the one package at `name` below the scratch directory's `root`.

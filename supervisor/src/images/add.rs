@@ -52,10 +52,7 @@ fn copy_folder(source: &Path, found: &Metadata, target: &Path) -> Result<(), Ima
     std::fs::set_permissions(target, found.permissions()).map_err(ImageError::disk("set the mode of", target))?;
     let left_out = remove_devices(target)?;
     if left_out > 0 {
-        log::warn!(
-            "{left_out} device nodes of {} were left out: containers have a /dev of their own",
-            source.display()
-        );
+        log::warn!("left out of {}: device nodes, {left_out}; containers have a /dev of their own", source.display());
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use wire::ImageId;
 use super::{Folder, ImageError, ImgDir, Layer};
 
 /// The most layers one image may stand for.
-pub const MAX_LAYERS: usize = 32;
+pub(super) const MAX_LAYERS: usize = 32;
 /// The name of the file.
 pub(super) const FILE: &str = "layers";
 

@@ -66,7 +66,7 @@ fn cycles_missing_layers_and_endless_stacks_are_refused() {
     scratch.write("img/greedy/layers", "./s\n");
     scratch.write("img/greedy/s/x", "");
     scratch.write("img/greedy/config", "lxc.hook.start = /bin/evil\n");
-    scratch.write("img/many/layers", "./s\n".repeat(MAX_LAYERS + 1));
+    scratch.write("img/many/layers", "./s\n".repeat(layers::MAX_LAYERS + 1));
     scratch.write("img/many/s/x", "");
     let refused = |image: &str| resolve(&scratch.join("img"), &id(image)).unwrap_err().to_string();
     assert!(refused("a").contains("built on itself: a -> b -> a"), "{}", refused("a"));

@@ -22,7 +22,7 @@ pub(super) fn unpack(source: &Path, target: &Path) -> Result<(), ImageError> {
     let left_out = unpacked.unwrap_or_else(|_| Err("the unpacking thread panicked".to_owned())).map_err(wrong)?;
     if left_out > 0 {
         log::warn!(
-            "{left_out} device nodes and FIFOs of {} were left out: containers have a /dev of their own",
+            "left out of {}: device nodes and FIFOs, {left_out}; containers have a /dev of their own",
             source.display()
         );
     }
@@ -41,9 +41,7 @@ fn open(source: &Path) -> Result<Box<dyn Read + Send>, ImageError> {
         other => match foreign_compression(other) {
             Some((format, tool)) => Err(ImageError::Source {
                 path: source.to_owned(),
-                why: format!(
-                    "it is compressed with {format}\n  hint: {tool} -d it first; plain tar and gzip are taken"
-                ),
+                why: format!("it is compressed with {format}; hint: {tool} -d it first; plain tar and gzip are taken"),
             }),
             None => Ok(Box::new(BufReader::new(file))),
         },

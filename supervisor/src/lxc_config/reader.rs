@@ -49,6 +49,10 @@ impl ImageConfig {
                 extend_words(&mut self.cap_drop, setting);
                 Ok(())
             }
+            "lxc.cap.keep" if setting.value.is_empty() => {
+                self.cap_keep = None;
+                Ok(())
+            }
             "lxc.cap.keep" => {
                 keep_words(self.cap_keep.get_or_insert_default(), setting);
                 Ok(())

@@ -255,16 +255,32 @@ fn an_image_config_with_the_names_of_lxc_1_is_applied() {
     config.apply_image(&image);
     assert_eq!(config.cap_keep, ["chown"]);
     assert_eq!(config.rlimits, [Rlimit { name: "nofile".into(), soft: Some(256), hard: Some(512) }]);
-    assert_eq!(config.environment[0], ("LANG".into(), "C.UTF-8".into()));
+    assert_eq!(config.environment[1], ("LANG".into(), "C.UTF-8".into()));
     assert_eq!(config.mounts[1].target, "run");
 }
 
 #[test]
 fn an_image_can_only_take_capabilities_away() {
-    let image = ImageConfig::from_lxc("lxc.cap.keep = sys_admin kill\n").unwrap();
-    let mut config = config();
-    config.apply_image(&image);
-    assert_eq!(config.cap_keep, ["kill"]);
+    let kept = |text: &str| {
+        let mut config = config();
+        config.apply_image(&ImageConfig::from_lxc(text).unwrap());
+        config.cap_keep
+    };
+    assert_eq!(kept("lxc.cap.keep = sys_admin kill\n"), ["kill"]);
+    assert_eq!(kept("lxc.cap.keep = none\n"), [""; 0]);
+    assert_eq!(kept("lxc.cap.keep = kill\nlxc.cap.keep =\n"), ["chown", "kill"]);
+}
+
+#[test]
+fn an_image_can_only_lower_a_limit() {
+    let limited = |text: &str| {
+        let mut config = config();
+        config.apply_image(&ImageConfig::from_lxc(text).unwrap());
+        config.rlimits.into_iter().map(|limit| (limit.soft, limit.hard)).collect::<Vec<_>>()
+    };
+    assert_eq!(limited("lxc.prlimit.nofile = unlimited"), [(Some(4096), Some(4096))]);
+    assert_eq!(limited("lxc.prlimit.nofile = 64:128"), [(Some(64), Some(128))]);
+    assert_eq!(limited("lxc.prlimit.core = 0")[1], (Some(0), Some(0)));
 }
 
 #[test]
@@ -390,7 +406,8 @@ fn stock_lxc_execute_takes_the_file_and_runs_the_same_command_under_the_same_lim
     config.mounts.push(bind(&scratch.join("a dir").display().to_string(), "mnt"));
     config.mounts.push(bind(memory_mounted, "cgroup"));
     config.command_line = "hostname; pwd\ncat /etc/layer /mnt/inside; echo \"it's [$GREETING] [$EMPTY]\"\n\
-        grep -E 'CapBnd|NoNewPrivs' /proc/self/status; ulimit -n; ls /sys/class/net; echo \"`echo \\\"deep\\\"`\" 'ü\\n'\nexit 7\n"
+        grep -E 'CapBnd|NoNewPrivs' /proc/self/status; ulimit -n; ls /sys/class/net\n\
+        echo \"`echo \\\"deep\\\"`\" 'ü\\n'\nexit 7\n"
         .into();
     let (status, output) = lxc_execute(&scratch, &name, &config);
     let expected = "t7-cont\n/workspace\nfrom the top layer\nbound\nit's [ \"it's\" # = here ] []\n\
