@@ -11,11 +11,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::launch::step::{Step, StepError};
-use crate::lxc_config::UnionDriver;
+use crate::lxc_config::{MountEntry, UnionDriver};
 use crate::security;
 
 /// The writable layer (the upperdir).
@@ -73,6 +73,22 @@ pub fn unite_workspace(driver: UnionDriver, packages: &[BorrowedFd<'_>]) -> Resu
         make_folder(folder, 0o755)?;
     }
     unite(driver, packages, UPPER_WORKSPACE, WORKSPACE_WORK, WORKSPACE)
+}
+
+/// The line of an LXC config that does what [`unite_workspace`] does.
+pub fn workspace_entry(driver: UnionDriver, container: &Path, packages: &[&Path]) -> Option<MountEntry> {
+    if packages.is_empty() {
+        return None;
+    }
+    let lowers: Vec<String> = packages.iter().map(|path| path.display().to_string()).collect();
+    let at = |folder: &str| container.join(folder).display().to_string();
+    let options = union_options(driver, &lowers, &at(UPPER_WORKSPACE), &at(WORKSPACE_WORK));
+    Some(MountEntry {
+        source: driver.as_str().to_owned(),
+        target: "workspace".to_owned(),
+        fstype: driver.as_str().to_owned(),
+        options: options.to_string_lossy().split(',').map(str::to_owned).collect(),
+    })
 }
 
 /// Unites the image's layers (top first) with the writable layer.
@@ -225,6 +241,29 @@ fn bind_read_only(source: &Path, target: &Path) -> Result<(), StepError> {
     rustix::mount::mount_bind(source, target)
         .and_then(|()| rustix::mount::mount_remount(target, flags, c""))
         .step(|| format!("bind {} read-only", target.display()))
+}
+
+/// Mounts what the image's own config asks for: fresh filesystems only, which its reader has seen to. The target is
+/// resolved as inside the root, so that no symlink of the image leads out.
+pub fn mount_entry(entry: &MountEntry) -> Result<(), StepError> {
+    let mount = || -> io::Result<()> {
+        let root = rustix::fs::open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let target = rustix::fs::openat2(&root, &entry.target, flags, Mode::empty(), inside)?;
+        let options: Vec<&str> = entry.options.iter().map(String::as_str).filter(|option| is_data(option)).collect();
+        let options = std::ffi::CString::new(options.join(","))?;
+        let noexec = entry.options.iter().any(|option| option == "noexec");
+        let flags = if noexec { NOTHING_RUNS } else { NO_DEVICES };
+        let target = format!("/proc/self/fd/{}", target.as_raw_fd());
+        Ok(rustix::mount::mount(&entry.source, target, &entry.fstype, flags, options.as_c_str())?)
+    };
+    mount().step(|| format!("mount {} on /{}", entry.fstype, entry.target))
+}
+
+/// Whether an option is the filesystem's own; `create=dir` is LXC's.
+fn is_data(option: &str) -> bool {
+    option.contains('=') && !option.starts_with("create=")
 }
 
 /// Makes the united root this process' root, and lets go of the host's.

@@ -30,7 +30,7 @@ use super::record::{End, EndRecord};
 use super::step::{Step, StepError};
 use super::{GO, Logs};
 use crate::cgroup::Group;
-use crate::packages::{self, PackageKind, Staged};
+use crate::packages::{self, Package, PackageKind, Staged};
 use crate::{namespaces, rootfs, security, sys};
 
 /// Init's whole life; its answer is its exit status, which nobody needs: the record says it all.
@@ -82,17 +82,18 @@ fn build(plan: &Plan<'_>, line: &UnixStream, monitor: &mut Monitor) -> Result<Bu
         .make(&plan.container, &plan.config.cgroup)
         .map_err(|error| StepError { step: "make cgroups".to_owned(), cause: error.to_string() })?;
     monitor.say(format!("limits: cpu {}, memory {} MiB", plan.spec.resource.cpu, plan.spec.resource.mem));
-    // 4. The folders, and the config as LXC would read it.
+    // 4. The folders.
     rustix::process::chdir(&plan.folder).step(|| format!("enter {}", plan.folder.display()))?;
     rootfs::make_folders(plan.config.rootfs.driver)?;
-    std::fs::write("config", &plan.config_text).step(|| "write the container's config".to_owned())?;
     // 5. The mounts: the workspace before the root, and none of them seen outside.
     rootfs::make_mounts_private()?;
-    stage_packages(plan, monitor)?;
+    let packages = stage_packages(plan, monitor)?;
+    write_config(plan, &packages)?;
     let image = plan.open_image()?;
     let layers: Vec<_> = image.layers.iter().map(|layer| layer.dir.as_fd()).collect();
     rootfs::unite_root(plan.config.rootfs.driver, &layers)?;
     rootfs::fit_out(&plan.fittings)?;
+    plan.config.mounts.iter().try_for_each(rootfs::mount_entry)?;
     monitor.say(format!("root: {} of {} layers", plan.config.rootfs.driver.as_str(), layers.len() + 1));
     // 6. In, and the door closed behind us.
     rootfs::pivot()?;
@@ -121,12 +122,12 @@ fn open_log(folder: &Path, name: &str) -> Result<File, StepError> {
 }
 
 /// Brings the packages into the workspace: folders as layers without a copy, files as copies.
-fn stage_packages(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<(), StepError> {
+fn stage_packages(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<Vec<Package>, StepError> {
     let failed =
         |error: packages::PackageError| StepError { step: "stage packages".to_owned(), cause: error.to_string() };
     let packages = packages::resolve(&plan.package_roots, plan.spec).map_err(failed)?;
     if packages.is_empty() {
-        return Ok(());
+        return Ok(packages);
     }
     let workspace = File::open(rootfs::UPPER_WORKSPACE).step(|| "open the workspace".to_owned())?;
     let mut folders = Vec::new();
@@ -143,7 +144,18 @@ fn stage_packages(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<(), StepErro
         };
         monitor.say(format!("package {}: {what}", package.path.display()));
     }
-    rootfs::unite_workspace(plan.config.rootfs.driver, &folders)
+    rootfs::unite_workspace(plan.config.rootfs.driver, &folders)?;
+    Ok(packages)
+}
+
+/// Writes the config that was applied, as LXC would read it; the packages have become a mount like any other.
+fn write_config(plan: &Plan<'_>, packages: &[Package]) -> Result<(), StepError> {
+    let mut config = plan.config.clone();
+    let folders = packages.iter().filter(|package| package.kind == PackageKind::Directory);
+    let folders: Vec<&Path> = folders.map(|package| package.path.as_path()).collect();
+    config.mounts.extend(rootfs::workspace_entry(config.rootfs.driver, &plan.folder, &folders));
+    let text = config.to_lxc().map_err(io::Error::other).step(|| "spell the container's config".to_owned())?;
+    std::fs::write("config", text).step(|| "write the container's config".to_owned())
 }
 
 /// The answer to "may the command run?".

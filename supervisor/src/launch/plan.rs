@@ -32,8 +32,6 @@ pub struct Plan<'a> {
     pub folder: PathBuf,
     /// The config that is applied, and written.
     pub config: ContainerConfig,
-    /// What is written.
-    pub config_text: String,
     /// Where the image's layers are.
     pub image_dir: PathBuf,
     /// What runs.
@@ -67,9 +65,6 @@ impl<'a> Plan<'a> {
         let image = open_image(&settings.image_dir(), request.spec)?;
         let folder = settings.container_dir(request.container);
         let config = container_config(launcher, layout, &request, &image);
-        let config_text = config
-            .to_lxc()
-            .map_err(|error| StepError { step: "write the container's config".to_owned(), cause: error.to_string() })?;
         let fittings = Fittings {
             empty: settings.empty_dir(),
             cgroups: layout.views(request.container),
@@ -84,7 +79,6 @@ impl<'a> Plan<'a> {
             container: request.container.to_owned(),
             folder,
             config,
-            config_text,
             image_dir: settings.image_dir(),
             spec: request.spec,
             package_roots: settings.package_roots.clone(),
@@ -171,17 +165,19 @@ fn container_config(
         no_new_privs: true,
         rlimits: security::default_rlimits(),
         cgroup: layout.settings(&spec.resource.cpu, spec.resource.mem),
-        environment: environment(request),
+        environment: usual_environment(request),
         init_cwd: "/workspace".to_owned(),
         command_line: spec.command_line.clone(),
         seccomp_profile: None,
     };
     config.apply_image(&image.config);
+    // Last, since the last setting of a name wins: the image overrides the usual, the launcher overrides the image.
+    config.environment.extend(request.environment.iter().cloned());
     config
 }
 
-/// What the command finds in its environment: the usual, what it was given, and what only its launcher knows.
-fn environment(request: &LaunchRequest<'_>) -> Vec<(String, String)> {
+/// What every command finds in its environment.
+fn usual_environment(request: &LaunchRequest<'_>) -> Vec<(String, String)> {
     let resource = &request.spec.resource;
     let usual = [
         ("PATH", PATH.to_owned()),
@@ -190,5 +186,5 @@ fn environment(request: &LaunchRequest<'_>) -> Vec<(String, String)> {
         ("BERTH_CPU", resource.cpu.to_string()),
         ("BERTH_MEM_MIB", resource.mem.to_string()),
     ];
-    usual.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(request.environment.iter().cloned()).collect()
+    usual.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
