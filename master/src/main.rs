@@ -1,3 +1,5 @@
 //! Not yet.
 
+mod gate;
+
 fn main() {}

@@ -37,4 +37,5 @@ pub use framing_error::FramingError;
 pub use head::{BodyLength, ResponseHead, read_response_head};
 pub use limits::Limits;
 pub use message::{Headers, Method, Query, Request, Response, StreamHead, reason_phrase};
+pub use output::Output;
 pub use server::{ConnectionId, Server};

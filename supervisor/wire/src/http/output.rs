@@ -10,7 +10,7 @@ const COMPACT_BYTES: usize = 64 << 10;
 
 /// An unbounded buffer; whoever appends asks `len` first.
 #[derive(Debug, Default)]
-pub(super) struct Output {
+pub struct Output {
     bytes: Vec<u8>,
     written: usize,
     paced: Option<Pace>,
@@ -23,22 +23,28 @@ struct Pace {
 }
 
 impl Output {
+    /// Nothing to write.
+    pub const fn new() -> Output {
+        Output { bytes: Vec::new(), written: 0, paced: None }
+    }
+
     /// Bytes not yet written.
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.bytes.len() - self.written
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether all is written.
+    pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Appends.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
     /// Appends without a copy where it can.
-    pub(super) fn push_owned(&mut self, bytes: Vec<u8>) {
+    pub fn push_owned(&mut self, bytes: Vec<u8>) {
         if self.bytes.is_empty() {
             self.bytes = bytes;
         } else {
@@ -47,12 +53,12 @@ impl Output {
     }
 
     /// When the reader counts as stalled; `None` while nothing waits.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Instant> {
         self.paced.map(|pace| pace.until)
     }
 
     /// Writes until all is written or the socket takes no more. An error is the end of the socket.
-    pub(super) fn flush(&mut self, socket: &mut impl Write, stall: Duration, now: Instant) -> io::Result<()> {
+    pub fn flush(&mut self, socket: &mut impl Write, stall: Duration, now: Instant) -> io::Result<()> {
         while !self.is_empty() {
             match socket.write(&self.bytes[self.written..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),

@@ -201,7 +201,20 @@ impl Server {
 
     /// Begins an answer whose body comes in pieces.
     pub fn start_stream(&mut self, id: ConnectionId, head: &StreamHead, now: Instant) {
-        self.with(id, now, |connection| connection.start_stream(head));
+        self.relay(id, head, &[], false, now);
+    }
+
+    /// Begins an answer with what is there of its body already, and ends it if that is the `whole`:
+    /// one write for an answer that has come in one read. Gives the room that is left.
+    pub fn relay(&mut self, id: ConnectionId, head: &StreamHead, body: &[u8], whole: bool, now: Instant) -> usize {
+        self.with(id, now, |connection| {
+            connection.start_stream(head);
+            connection.stream(body);
+            if whole {
+                connection.finish_stream();
+            }
+        });
+        self.room(id)
     }
 
     /// Sends a piece of a streamed body at once, or as soon as its reader takes it. Gives the room

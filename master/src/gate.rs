@@ -1,0 +1,120 @@
+//! The network side of the master: it alone accepts from the network.
+//!
+//! A thread on [`wire::http::Server`]. What comes whole, normal and bounded is said again in our own
+//! words to tiny_http behind a private Unix socket, over a few connections that stay; answers are
+//! relayed as they arrive. So nothing a stranger sends reaches tiny_http, which aborts on a giant
+//! Content-Length, reads a head without end, has no time-outs, loses its listener when file
+//! descriptors run out, and leaves some of many keep-alive clients unanswered.
+//!
+//! ```text
+//!   clients ──▶ wire::http::Server ──▶ queue ──▶ lanes ──Unix socket──▶ tiny_http ──▶ workers
+//!           ◀── at their own pace ◀───────────── as it comes ◀─────────
+//! ```
+//!
+//! It knows no routes, no tokens and no JSON but that of its own refusals. It never blocks, and
+//! sleeps while nothing happens.
+
+mod lane;
+mod private_socket;
+mod relay;
+#[cfg(test)]
+mod tests;
+mod translate;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use mio::{Poll, Waker};
+use wire::http::{Limits, Server};
+
+pub(crate) use private_socket::listen_privately;
+use relay::{Relay, SERVER_TOKENS, WAKE};
+
+/// Why there is no gate.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GateError {
+    /// The network address cannot be listened on.
+    #[error("cannot listen on {addr}: {cause}; hint: is another master running there? give --listen ADDR:PORT")]
+    Listen {
+        /// Which address.
+        addr: SocketAddr,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// The private socket cannot be made.
+    #[error("cannot make the private socket {path}: {cause}")]
+    PrivateSocket {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// No poll, no thread.
+    #[error("cannot start the gate: {0}")]
+    Start(#[from] io::Error),
+}
+
+/// A running gate.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    addr: SocketAddr,
+    stopping: Arc<AtomicBool>,
+    waker: Waker,
+    thread: JoinHandle<()>,
+}
+
+/// Opens the gate: clients come in at `listen`, their requests go on to the HTTP server at the Unix
+/// socket `upstream`, which must be listening already.
+pub(crate) fn start(listen: SocketAddr, upstream: PathBuf, limits: Limits) -> Result<Gate, GateError> {
+    let poll = Poll::new()?;
+    let waker = Waker::new(poll.registry(), WAKE)?;
+    let limits = within_file_limit(limits);
+    let server = Server::bind(listen, limits, poll.registry().try_clone()?, SERVER_TOKENS)
+        .map_err(|cause| GateError::Listen { addr: listen, cause })?;
+    let addr = server.local_addr()?;
+    let stopping = Arc::new(AtomicBool::new(false));
+    let relay = Relay::new(poll, server, upstream, limits, Arc::clone(&stopping));
+    let thread = std::thread::Builder::new().name("gate".to_owned()).spawn(move || relay.run())?;
+    Ok(Gate { addr, stopping, waker, thread })
+}
+
+impl Gate {
+    /// Where it listens; with port 0 asked for, the port that was given.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Takes no new connections, lets requests in progress come to their end for some seconds, and
+    /// returns when the last connection is closed.
+    pub(crate) fn stop(self) {
+        self.stopping.store(true, Ordering::Release);
+        if let Err(error) = self.waker.wake() {
+            return log::error!("cannot stop the gate: {error}");
+        }
+        if self.thread.join().is_err() {
+            log::error!("the gate ended before it was stopped");
+        }
+    }
+}
+
+/// Clients may use half of the file descriptors this process may open: the database, the nodes and
+/// tiny_http need theirs, and tiny_http does not survive a refusal.
+fn within_file_limit(limits: Limits) -> Limits {
+    let Some(open_files) = soft_file_limit(Path::new("/proc/self/limits")) else { return limits };
+    let connections = limits.connections.min(open_files / 2);
+    if connections < limits.connections {
+        log::info!("taking {connections} connections at once: {open_files} files may be open (ulimit -n)");
+    }
+    Limits { connections, ..limits }
+}
+
+/// The soft limit on open files (proc_pid_limits(5)); `None` where there is none.
+fn soft_file_limit(limits: &Path) -> Option<usize> {
+    let text = std::fs::read_to_string(limits).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}

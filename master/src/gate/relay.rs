@@ -1,0 +1,368 @@
+//! The gate's thread: clients on one side, lanes on the other, a queue between them.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+use wire::http::{ConnectionId, Limits, Method, Request, Response, ResponseHead, Server};
+use wire::node::{Refusal, RefusalCode};
+
+use super::lane::{Lane, News, Passage};
+use super::translate::{request_bytes, stream_head};
+
+/// Connections to tiny_http. Each costs it a thread; more requests than that wait in the queue.
+const LANES: usize = 16;
+/// Requests that may wait for a lane.
+const QUEUE: usize = 1024;
+/// How long a request may wait for a lane.
+const QUEUE_TIME: Duration = Duration::from_secs(30);
+/// How long the master may think before an answer begins.
+const ANSWER_TIME: Duration = Duration::from_secs(120);
+/// What is left of an answer nobody waits for is read over up to this; more ends the lane.
+const READ_OVER_BYTES: u64 = 1 << 20;
+/// How long after a failure to wait before connecting to tiny_http again, at first and at most.
+const RECONNECT: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(5);
+/// How long requests in progress may go on once the gate is stopped.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// File descriptors kept back for connecting to tiny_http: our end, its end, and its copy of that.
+const SPARE_FILES: usize = 4;
+/// Reads from one lane before the others have their turn.
+const STEPS: usize = 16;
+/// One read from a lane takes at most this much.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+pub(super) const WAKE: Token = Token(0);
+const FIRST_LANE: usize = 1;
+pub(super) const SERVER_TOKENS: Range<usize> = FIRST_LANE + LANES..usize::MAX;
+
+/// Everything the gate's thread owns.
+#[derive(Debug)]
+pub(super) struct Relay {
+    poll: Poll,
+    server: Server,
+    upstream: PathBuf,
+    limits: Limits,
+    stopping: Arc<AtomicBool>,
+    lanes: Vec<Lane>,
+    queue: VecDeque<Waiting>,
+    reconnect: Reconnect,
+    spare_files: Vec<File>,
+    /// Lanes that had their share of a turn and may have more to move.
+    unfinished: Vec<usize>,
+    scratch: Box<[u8]>,
+}
+
+/// A request for which there is no lane yet.
+#[derive(Debug)]
+struct Waiting {
+    client: ConnectionId,
+    head_only: bool,
+    bytes: Vec<u8>,
+    until: Instant,
+}
+
+/// When a lane may be opened next.
+#[derive(Debug, Clone, Copy)]
+struct Reconnect {
+    at: Option<Instant>,
+    backoff: Duration,
+}
+
+impl Relay {
+    pub(super) fn new(
+        poll: Poll,
+        server: Server,
+        upstream: PathBuf,
+        limits: Limits,
+        stopping: Arc<AtomicBool>,
+    ) -> Relay {
+        Relay {
+            poll,
+            server,
+            upstream,
+            limits,
+            stopping,
+            lanes: (0..LANES).map(|_| Lane::closed()).collect(),
+            queue: VecDeque::new(),
+            reconnect: Reconnect { at: None, backoff: RECONNECT.start },
+            spare_files: Vec::new(),
+            unfinished: Vec::new(),
+            scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+        }
+    }
+
+    /// Relays until it is stopped and the last request in progress has come to its end.
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(256);
+        let mut drained_by = None;
+        self.tend_lanes(Instant::now());
+        loop {
+            if self.stopping.load(Ordering::Acquire) {
+                let by = *drained_by.get_or_insert(Instant::now() + DRAIN_TIME);
+                self.server.stop_accepting();
+                if self.server.open_connections() == 0 || by <= Instant::now() {
+                    return;
+                }
+            }
+            if let Err(error) = self.turn(&mut events, drained_by) {
+                return log::error!("the gate cannot wait for events any more: {error}");
+            }
+        }
+    }
+
+    fn turn(&mut self, events: &mut Events, drained_by: Option<Instant>) -> io::Result<()> {
+        let deadline = [self.next_deadline(), drained_by].into_iter().flatten().min();
+        let wait = match deadline {
+            _ if !self.unfinished.is_empty() => Some(Duration::ZERO),
+            deadline => deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
+        };
+        match self.poll.poll(events, wait) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        let now = Instant::now();
+        for event in events.iter() {
+            match event.token() {
+                WAKE => {}
+                token if self.server.owns(token) => self.server.ready(event, now),
+                token => self.drive(token.0 - FIRST_LANE, now),
+            }
+        }
+        for index in std::mem::take(&mut self.unfinished) {
+            self.drive(index, now);
+        }
+        self.expire(now);
+        self.take_news_of_clients(now);
+        self.tend_lanes(now);
+        Ok(())
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let lanes = self.lanes.iter().filter_map(Lane::deadline);
+        let queue = self.queue.front().map(|waiting| waiting.until);
+        let own = [self.server.next_deadline(), queue, self.reconnect.at];
+        lanes.chain(own.into_iter().flatten()).min()
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.server.expire(now);
+        for index in 0..self.lanes.len() {
+            if self.lanes[index].deadline().is_some_and(|deadline| deadline <= now) {
+                self.give_up(index, now);
+            }
+        }
+        while self.queue.front().is_some_and(|waiting| waiting.until <= now) {
+            if let Some(waiting) = self.queue.pop_front() {
+                self.refuse_busy(waiting.client, now);
+            }
+        }
+        if self.reconnect.at.is_some_and(|at| at <= now) {
+            self.reconnect.at = None;
+        }
+    }
+
+    fn take_news_of_clients(&mut self, now: Instant) {
+        while let Some((client, request)) = self.server.next_request() {
+            self.pass_on(client, &request, now);
+        }
+        while let Some(client) = self.server.next_drained() {
+            self.resume(client, now);
+        }
+        while let Some(client) = self.server.next_closed() {
+            self.client_left(client, now);
+        }
+    }
+
+    fn pass_on(&mut self, client: ConnectionId, request: &Request, now: Instant) {
+        if self.queue.len() >= QUEUE {
+            return self.refuse_busy(client, now);
+        }
+        let head_only = request.method == Method::Head;
+        let bytes = request_bytes(request);
+        self.queue.push_back(Waiting { client, head_only, bytes, until: now + QUEUE_TIME });
+    }
+
+    /// Gives waiting requests to lanes that are ready, and opens what is closed.
+    fn tend_lanes(&mut self, now: Instant) {
+        self.open_lane(now);
+        while let Some(index) = self.lanes.iter().position(Lane::is_ready)
+            && let Some(waiting) = self.queue.pop_front()
+        {
+            if !self.server.is_open(waiting.client) {
+                continue;
+            }
+            let Waiting { client, head_only, bytes, .. } = waiting;
+            let passage = Passage { client, head_only, until: now + ANSWER_TIME, answer: None, held_back: false };
+            self.lanes[index].carry(bytes, passage);
+            self.drive(index, now);
+        }
+    }
+
+    /// Moves what there is to move on a lane.
+    fn drive(&mut self, index: usize, now: Instant) {
+        for _ in 0..STEPS {
+            let was_proving = self.lanes[index].is_proving();
+            match self.lanes[index].step(&mut self.scratch, &self.limits, now) {
+                News::Nothing => return,
+                News::Own => {}
+                News::Began { head, body } => self.began(index, &head, &body, now),
+                News::More { body } => self.more(index, &body, now),
+                News::Broken(cause) => {
+                    log::debug!("lane {index} to tiny_http: {cause}");
+                    self.give_up(index, now);
+                }
+            }
+            if was_proving && self.lanes[index].is_ready() {
+                self.proved(now);
+            }
+        }
+        self.unfinished.push(index);
+    }
+
+    fn began(&mut self, index: usize, head: &ResponseHead, body: &[u8], now: Instant) {
+        let Some(passage) = self.lanes[index].passage() else { return };
+        let whole = passage.answer.as_ref().is_some_and(|answer| answer.decoder.is_done());
+        let client = passage.client;
+        if self.server.is_open(client) {
+            let head = stream_head(head, passage.head_only);
+            let room = self.server.relay(client, &head, body, whole, now);
+            passage.held_back = room == 0 && !whole;
+        }
+        self.went_on(index, whole, now);
+    }
+
+    fn more(&mut self, index: usize, body: &[u8], now: Instant) {
+        let Some(passage) = self.lanes[index].passage() else { return };
+        let whole = passage.answer.as_ref().is_some_and(|answer| answer.decoder.is_done());
+        let client = passage.client;
+        if self.server.is_open(client) {
+            let room = self.server.stream(client, body, now);
+            passage.held_back = room == 0 && !whole;
+            if whole {
+                self.server.finish_stream(client, now);
+            }
+        }
+        self.went_on(index, whole, now);
+    }
+
+    /// A piece of an answer went through, or came for nobody.
+    fn went_on(&mut self, index: usize, whole: bool, now: Instant) {
+        let Some(passage) = self.lanes[index].passage() else { return };
+        let Some(answer) = &passage.answer else { return };
+        if whole && answer.keep_alive {
+            return self.lanes[index].finish(now);
+        }
+        let worth_reading_over = answer.decoder.counted().is_some_and(|left| left <= READ_OVER_BYTES);
+        if whole || !(self.server.is_open(passage.client) || worth_reading_over) {
+            self.close_lane(index, now);
+        } else if !self.server.is_open(passage.client) {
+            passage.held_back = false;
+        }
+    }
+
+    /// A client with a full buffer has room again.
+    fn resume(&mut self, client: ConnectionId, now: Instant) {
+        if let Some(index) = self.lane_of(client) {
+            if let Some(passage) = self.lanes[index].passage() {
+                passage.held_back = false;
+            }
+            self.drive(index, now);
+        }
+    }
+
+    /// A client went away or has shut down its side. Whether it still reads cannot be seen: a
+    /// counted answer is worth sending, one without an end is not. An answer that has not begun keeps
+    /// its lane until it has: closing it would not stop the worker, and tiny_http would queue the next.
+    fn client_left(&mut self, client: ConnectionId, now: Instant) {
+        let Some(index) = self.lane_of(client) else { return };
+        let Some(Passage { answer: Some(answer), .. }) = self.lanes[index].passage() else { return };
+        if answer.decoder.counted().is_none() || !self.server.is_open(client) {
+            self.server.close(client, now);
+            self.close_lane(index, now);
+        }
+    }
+
+    fn lane_of(&mut self, client: ConnectionId) -> Option<usize> {
+        self.lanes.iter_mut().position(|lane| lane.passage().is_some_and(|passage| passage.client == client))
+    }
+
+    /// A lane broke, or took too long: its client is told, if it can still be told.
+    fn give_up(&mut self, index: usize, now: Instant) {
+        if let Some(Passage { client, answer, until, .. }) = self.lanes[index].passage() {
+            let (client, begun, late) = (*client, answer.is_some(), *until <= now);
+            if begun {
+                // A cut connection is the only way left to say that the answer is not whole.
+                self.server.close(client, now);
+            } else {
+                let (status, message) = match late {
+                    true => (504, "the master did not answer in time"),
+                    false => (502, "the master gave no whole answer; its log may say why"),
+                };
+                let refusal = Refusal::new(RefusalCode::Internal, message);
+                self.server.respond(client, Response::refusal_as(status, &refusal), now);
+            }
+        }
+        self.close_lane(index, now);
+    }
+
+    fn close_lane(&mut self, index: usize, now: Instant) {
+        let proving = self.lanes[index].is_proving();
+        self.lanes[index].close(self.poll.registry());
+        if proving {
+            self.back_off(now);
+        }
+    }
+
+    /// Opens the next closed lane, one at a time.
+    fn open_lane(&mut self, now: Instant) {
+        if self.lanes.iter().any(Lane::is_proving)
+            || self.reconnect.at.is_some()
+            || self.stopping.load(Ordering::Acquire)
+        {
+            return;
+        }
+        let Some(index) = self.lanes.iter().position(Lane::is_closed) else { return };
+        // tiny_http's listener dies, and its copy of the socket panics, when there is no descriptor left.
+        self.spare_files.clear();
+        match Lane::open(&self.upstream, self.poll.registry(), Token(FIRST_LANE + index), now) {
+            Ok(lane) => {
+                self.lanes[index] = lane;
+                self.drive(index, now);
+            }
+            Err(error) => {
+                log::warn!("cannot connect to {}: {error}", self.upstream.display());
+                self.back_off(now);
+            }
+        }
+    }
+
+    fn back_off(&mut self, now: Instant) {
+        self.reconnect.at = Some(now + self.reconnect.backoff);
+        self.reconnect.backoff = (self.reconnect.backoff * 2).min(RECONNECT.end);
+    }
+
+    /// A lane is ready, maybe a new one: then the next may be opened.
+    fn proved(&mut self, now: Instant) {
+        self.reconnect.backoff = RECONNECT.start;
+        if self.lanes.iter().any(Lane::is_closed) {
+            return self.open_lane(now);
+        }
+        log::debug!("{LANES} connections to tiny_http are served");
+        while self.spare_files.len() < SPARE_FILES
+            && let Ok(file) = File::open("/dev/null")
+        {
+            self.spare_files.push(file);
+        }
+    }
+
+    fn refuse_busy(&mut self, client: ConnectionId, now: Instant) {
+        let refusal = Refusal::new(RefusalCode::Busy, "too much at once; ask again in a second");
+        self.server.respond(client, Response::refusal(&refusal).with_header("Retry-After", "1"), now);
+    }
+}

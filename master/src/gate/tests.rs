@@ -1,0 +1,529 @@
+//! The gate with a real tiny_http behind it, in one process. Each fault of tiny_http has a claim here
+//! but one: running out of file descriptors is a whole process's business, and is met in a test of
+//! the running master.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use wire::http::{BodyDecoder, Limits, read_response_head};
+
+use super::*;
+
+/// No wait in these tests is longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Workers behind tiny_http, as the master has them.
+const WORKERS: usize = 8;
+
+/// A door that test and handler meet at.
+#[derive(Default)]
+struct Door {
+    opened: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Door {
+    fn open(&self) {
+        *self.opened.lock().unwrap() += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until it was opened `times` times.
+    fn wait(&self, times: usize) -> bool {
+        let guard = self.opened.lock().unwrap();
+        let closed = |opened: &mut usize| *opened < times;
+        let (opened, _) = self.changed.wait_timeout_while(guard, PATIENCE, closed).unwrap();
+        *opened >= times
+    }
+}
+
+/// A gate with tiny_http and its workers behind it, until it is dropped.
+struct Master {
+    gate: Option<Gate>,
+    addr: SocketAddr,
+    behind: Arc<Behind>,
+    workers: Vec<JoinHandle<()>>,
+    state_dir: PathBuf,
+}
+
+/// What the handlers behind the gate share with the test.
+struct Behind {
+    http: tiny_http::Server,
+    next_piece: Door,
+    writer_failed: Door,
+    slow: Door,
+    handled: AtomicUsize,
+}
+
+impl Master {
+    fn start(limits: Limits) -> Master {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("berth-gate-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let state_dir = std::env::temp_dir().join(name);
+        let (listener, path) = listen_privately(&state_dir).unwrap();
+        let behind = Arc::new(Behind {
+            http: tiny_http::Server::from_listener(listener, None).unwrap(),
+            next_piece: Door::default(),
+            writer_failed: Door::default(),
+            slow: Door::default(),
+            handled: AtomicUsize::new(0),
+        });
+        let workers = (0..WORKERS).map(|_| spawn_worker(&behind)).collect();
+        let gate = start("127.0.0.1:0".parse().unwrap(), path, limits).unwrap();
+        Master { addr: gate.local_addr(), gate: Some(gate), behind, workers, state_dir }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.addr).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Sends these bytes, then reads until the gate closes.
+    fn say(&self, bytes: impl AsRef<[u8]>) -> String {
+        let mut stream = self.connect();
+        let _ = stream.write_all(bytes.as_ref());
+        let mut said = Vec::new();
+        let _ = stream.read_to_end(&mut said);
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = self.connect();
+        ask(&mut stream, path);
+        read_answer(&mut stream)
+    }
+
+    /// Somebody else is answered, and quickly.
+    fn assert_others_are_answered(&self) {
+        let asked = Instant::now();
+        assert_eq!(self.get("/hello"), (200, "hello".into()));
+        assert!(asked.elapsed() < Duration::from_secs(5), "others had to wait {:?}", asked.elapsed());
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        if let Some(gate) = self.gate.take() {
+            gate.stop();
+        }
+        self.behind.slow.open();
+        for _ in &self.workers {
+            self.behind.http.unblock();
+        }
+        for worker in self.workers.drain(..) {
+            worker.join().unwrap();
+        }
+        let _ = std::fs::remove_dir_all(&self.state_dir);
+    }
+}
+
+fn spawn_worker(behind: &Arc<Behind>) -> JoinHandle<()> {
+    let behind = Arc::clone(behind);
+    std::thread::spawn(move || {
+        while let Ok(request) = behind.http.recv() {
+            handle(&behind, request);
+        }
+    })
+}
+
+fn handle(behind: &Behind, mut request: tiny_http::Request) {
+    use tiny_http::Response;
+    let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
+    let number = query.parse().unwrap_or(0);
+    let path = path.to_owned();
+    if path != "/.gate" {
+        behind.handled.fetch_add(1, Ordering::SeqCst);
+    }
+    let _ = match path.as_str() {
+        "/hello" => request.respond(Response::from_string("hello")),
+        "/echo" => {
+            let mut body = Vec::new();
+            request.as_reader().read_to_end(&mut body).unwrap();
+            request.respond(Response::from_data(body))
+        }
+        "/unread" => request.respond(Response::from_string("not read").with_status_code(400)),
+        "/peer" => {
+            let peer = request.headers().iter().find(|header| header.field.equiv("X-Berth-Peer"));
+            let peer = peer.map(|header| header.value.to_string()).unwrap_or_default();
+            request.respond(Response::from_string(peer))
+        }
+        "/big" => request.respond(Response::from_data(vec![b'x'; number])),
+        "/slow" => {
+            behind.slow.wait(1);
+            request.respond(Response::from_string("slow"))
+        }
+        "/stream" => {
+            stream_pieces(behind, request.into_writer());
+            Ok(())
+        }
+        "/pour" => {
+            pour(behind, request.into_writer());
+            Ok(())
+        }
+        "/half" => {
+            let mut writer = request.into_writer();
+            writer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf\r\nnonsense").unwrap();
+            writer.flush()
+        }
+        "/nonsense" => {
+            let mut writer = request.into_writer();
+            writer.write_all(b"this is no HTTP\r\n\r\n").unwrap();
+            writer.flush()
+        }
+        _ => request.respond(Response::empty(404)),
+    };
+}
+
+const CHUNKED: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+/// Sends one piece whenever the test opens the door, and the end after the third.
+fn stream_pieces(behind: &Behind, mut writer: Box<dyn Write + Send>) {
+    let mut say = |text: &str| writer.write_all(text.as_bytes()).and_then(|()| writer.flush()).unwrap();
+    say(CHUNKED);
+    for round in 1..=3 {
+        assert!(behind.next_piece.wait(round));
+        say("5\r\npiece\r\n");
+    }
+    say("0\r\n\r\n");
+}
+
+/// Sends pieces until nobody takes them any more.
+fn pour(behind: &Behind, mut writer: Box<dyn Write + Send>) {
+    let mut say = |text: &str| writer.write_all(text.as_bytes()).and_then(|()| writer.flush());
+    let mut said = say(CHUNKED);
+    while said.is_ok() {
+        said = say("5\r\npiece\r\n");
+    }
+    behind.writer_failed.open();
+}
+
+fn ask(stream: &mut TcpStream, path: &str) {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+}
+
+/// Reads one answer off a connection that stays.
+fn read_answer(stream: &mut TcpStream) -> (u16, String) {
+    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+    loop {
+        if let Some((head, length)) = read_response_head(&bytes, false, &Limits::default()).unwrap() {
+            let (mut decoder, mut body) = (BodyDecoder::new(head.body, u64::MAX), Vec::new());
+            decoder.take(&bytes[length..], &mut body).unwrap();
+            while !decoder.is_done() {
+                let count = stream.read(&mut piece).unwrap();
+                assert!(count > 0, "the answer was cut off");
+                decoder.take(&piece[..count], &mut body).unwrap();
+            }
+            return (head.status, String::from_utf8(body).unwrap());
+        }
+        let count = stream.read(&mut piece).unwrap();
+        assert!(count > 0, "the connection ended before an answer");
+        bytes.extend_from_slice(&piece[..count]);
+    }
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or("")
+}
+
+/// This process's resident memory in KiB (proc_pid_status(5)).
+fn resident_kib() -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn requests_go_through_and_answers_come_back() {
+    let master = Master::start(Limits::default());
+    let mut stream = master.connect();
+    for _ in 0..20 {
+        ask(&mut stream, "/hello");
+        assert_eq!(read_answer(&mut stream), (200, "hello".into()));
+    }
+    ask(&mut stream, "/nothing");
+    assert_eq!(read_answer(&mut stream), (404, String::new()));
+    ask(&mut stream, "/peer");
+    assert_eq!(read_answer(&mut stream).1, stream.local_addr().unwrap().to_string());
+    let said = master.say("HEAD /hello HTTP/1.0\r\n\r\n");
+    assert!(said.contains("Content-Length: 5\r\n") && said.ends_with("\r\n\r\n"), "{said}");
+    assert!(!said.contains("tiny"), "{said}");
+}
+
+#[test]
+fn bodies_of_every_size_go_through_whole() {
+    let master = Master::start(Limits::default());
+    for size in [0, 1, 1024, 1025, 65_536, 4 << 20] {
+        let mut stream = master.connect();
+        let body = "y".repeat(size);
+        write!(stream, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n{body}").unwrap();
+        assert!(read_answer(&mut stream) == (200, body), "{size} bytes did not come back");
+    }
+    let mut stream = master.connect();
+    stream
+        .write_all(b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n")
+        .unwrap();
+    assert_eq!(read_answer(&mut stream), (200, "ab".into()));
+    for size in [1 << 20, 8 << 20] {
+        assert_eq!(master.get(&format!("/big?{size}")).1.len(), size);
+    }
+}
+
+#[test]
+fn a_body_nobody_reads_does_not_spoil_its_lane() {
+    let master = Master::start(Limits::default());
+    for _ in 0..40 {
+        let mut stream = master.connect();
+        write!(stream, "POST /unread HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n").unwrap();
+        stream.write_all(&vec![b'z'; 3_000_000]).unwrap();
+        assert_eq!(read_answer(&mut stream), (400, "not read".into()));
+    }
+    master.assert_others_are_answered();
+}
+
+#[test]
+fn a_giant_content_length_is_refused_before_tiny_http_hears_of_it() {
+    let master = Master::start(Limits::default());
+    let said = master.say("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\nx");
+    assert_eq!(status(&said), "413");
+    master.assert_others_are_answered();
+    assert_eq!(master.behind.handled.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn requests_that_could_be_read_in_two_ways_are_refused() {
+    let master = Master::start(Limits::default());
+    for (text, expected) in [
+        ("Content-Length: 3\r\nTransfer-Encoding: chunked", "400"),
+        ("Content-Length: 3\r\nContent-Length: 4", "400"),
+        ("Content-Length: 3\r\nContent-Length: 3", "400"),
+        ("Content-Length: 3, 3", "400"),
+        ("Transfer-Encoding: gzip, chunked", "501"),
+        ("X: 1\r\n folded: yes", "400"),
+        ("Host: b", "400"),
+    ] {
+        let said = master.say(format!("POST /echo HTTP/1.1\r\nHost: a\r\n{text}\r\n\r\nabc"));
+        assert_eq!(status(&said), expected, "{text:?}: {said}");
+    }
+    assert_eq!(master.behind.handled.load(Ordering::SeqCst), 0);
+    master.assert_others_are_answered();
+}
+
+#[test]
+fn an_endless_head_ends_and_takes_no_memory() {
+    let master = Master::start(Limits::default());
+    master.assert_others_are_answered();
+    let before = resident_kib();
+    let mut stream = master.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: ").unwrap();
+    let piece = vec![b'x'; 1 << 20];
+    let mut sent = 0;
+    while sent < 200 << 20 {
+        match stream.write(&piece) {
+            Ok(count) => sent += count,
+            Err(_) => break,
+        }
+    }
+    assert!(sent < 200 << 20, "all of an endless head was taken");
+    master.assert_others_are_answered();
+    // Other tests of this process run meanwhile; an unbounded head would show as 200 MiB.
+    assert!(resident_kib() < before + 100_000, "{} KiB, {before} KiB before", resident_kib());
+}
+
+#[test]
+fn a_dripping_head_is_ended_by_its_deadline_while_others_are_answered() {
+    let master = Master::start(Limits { head_time: Duration::from_millis(300), ..Limits::default() });
+    let mut dripping: Vec<TcpStream> = (0..50).map(|_| master.connect()).collect();
+    let begun = Instant::now();
+    while !dripping.is_empty() && begun.elapsed() < PATIENCE {
+        dripping.retain_mut(|stream| {
+            stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+            let goes_on = stream.write_all(b"G").is_ok();
+            let told = stream.read(&mut [0; 512]);
+            goes_on && matches!(told, Err(error) if error.kind() == ErrorKind::WouldBlock)
+        });
+        master.assert_others_are_answered();
+    }
+    assert!(dripping.is_empty(), "{} clients go on dripping", dripping.len());
+}
+
+#[test]
+fn a_client_that_pipelines_without_end_is_held_back_and_others_are_answered() {
+    let master = Master::start(Limits::default());
+    let mut stream = master.connect();
+    let mut reading = stream.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        let (mut piece, mut read) = (vec![0; 65_536], 0);
+        while let Ok(count @ 1..) = reading.read(&mut piece) {
+            read += count;
+        }
+        read
+    });
+    let burst = "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100);
+    for _ in 0..50 {
+        stream.write_all(burst.as_bytes()).unwrap();
+        master.assert_others_are_answered();
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert!(reader.join().unwrap() > 5000 * 100, "not every pipelined request was answered");
+    // One that never reads is held back by the kernel's buffers, and ours stay small.
+    let before = resident_kib();
+    let mut deaf = master.connect();
+    deaf.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut sent = 0_usize;
+    while let Ok(count) = deaf.write(burst.as_bytes()) {
+        sent += count;
+        assert!(sent < 100 << 20, "100 MiB of requests were taken from a client that reads nothing");
+    }
+    master.assert_others_are_answered();
+    assert!(resident_kib() < before + 100_000, "{} KiB, {before} KiB before", resident_kib());
+}
+
+#[test]
+fn five_hundred_idle_clients_cost_nobody_an_answer() {
+    let master = Master::start(Limits::default());
+    let mut idle: Vec<TcpStream> = (0..500).map(|_| master.connect()).collect();
+    for stream in &mut idle {
+        ask(stream, "/hello");
+    }
+    for stream in &mut idle {
+        assert_eq!(read_answer(stream).0, 200);
+    }
+    for _ in 0..20 {
+        master.assert_others_are_answered();
+    }
+    // Each of them may ask again, all at once.
+    for stream in &mut idle {
+        ask(stream, "/hello");
+    }
+    for stream in &mut idle {
+        assert_eq!(read_answer(stream), (200, "hello".into()));
+    }
+}
+
+#[test]
+fn a_streamed_answer_arrives_piece_by_piece_before_its_end() {
+    let master = Master::start(Limits::default());
+    let mut stream = master.connect();
+    ask(&mut stream, "/stream");
+    let mut said = String::new();
+    let mut piece = [0; 1024];
+    for round in 1..=3 {
+        master.behind.next_piece.open();
+        while said.matches("5\r\npiece\r\n").count() < round {
+            let count = stream.read(&mut piece).unwrap();
+            assert!(count > 0, "the stream ended early: {said}");
+            said.push_str(std::str::from_utf8(&piece[..count]).unwrap());
+        }
+        assert_eq!(said.matches("piece").count(), round, "a piece came before it was written");
+    }
+    while !said.ends_with("0\r\n\r\n") {
+        let count = stream.read(&mut piece).unwrap();
+        assert!(count > 0, "no end came: {said}");
+        said.push_str(std::str::from_utf8(&piece[..count]).unwrap());
+    }
+    ask(&mut stream, "/hello");
+    assert_eq!(read_answer(&mut stream), (200, "hello".into()));
+}
+
+#[test]
+fn the_writer_of_a_stream_learns_that_its_client_has_gone() {
+    let master = Master::start(Limits::default());
+    for round in 1..=WORKERS + 2 {
+        let mut stream = master.connect();
+        ask(&mut stream, "/pour");
+        assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+        drop(stream);
+        assert!(master.behind.writer_failed.wait(round), "the worker goes on writing to nobody");
+    }
+    master.assert_others_are_answered();
+}
+
+#[test]
+fn slow_readers_of_small_answers_hold_no_worker() {
+    let master = Master::start(Limits::default());
+    let mut slow: Vec<TcpStream> = (0..40).map(|_| master.connect()).collect();
+    for stream in &mut slow {
+        ask(stream, "/big?900000");
+    }
+    master.assert_others_are_answered();
+    for stream in &mut slow {
+        assert_eq!(read_answer(stream).1.len(), 900_000);
+    }
+}
+
+#[test]
+fn readers_of_large_answers_that_stall_are_dropped_and_give_their_lanes_back() {
+    let master = Master::start(Limits { write_stall: Duration::from_millis(300), ..Limits::default() });
+    let mut stalled: Vec<TcpStream> = (0..WORKERS + 8).map(|_| master.connect()).collect();
+    for stream in &mut stalled {
+        ask(stream, "/big?50000000");
+    }
+    // All workers write to clients that do not read: others wait for the stall's end and no longer.
+    assert_eq!(master.get("/hello"), (200, "hello".into()));
+    let mut bytes = Vec::new();
+    let _ = stalled[0].read_to_end(&mut bytes);
+    assert!(bytes.len() < 50_000_000, "a stalled reader got its whole answer");
+}
+
+#[test]
+fn an_answer_that_breaks_off_shows_as_broken_and_its_lane_is_replaced() {
+    let master = Master::start(Limits::default());
+    for _ in 0..20 {
+        assert_eq!(master.get("/nonsense").0, 502);
+        let said = master.say("GET /half HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        assert!(said.ends_with("half\r\nnons"), "{said}");
+    }
+    master.assert_others_are_answered();
+}
+
+#[test]
+fn clients_that_leave_before_their_answer_do_not_use_up_the_lanes() {
+    let master = Master::start(Limits::default());
+    for _ in 0..100 {
+        let mut stream = master.connect();
+        ask(&mut stream, "/slow");
+    }
+    master.behind.slow.open();
+    master.assert_others_are_answered();
+}
+
+#[test]
+fn a_stopped_gate_lets_an_answer_in_progress_come_to_its_end() {
+    let mut master = Master::start(Limits::default());
+    let mut stream = master.connect();
+    ask(&mut stream, "/hello");
+    assert_eq!(read_answer(&mut stream).0, 200);
+    ask(&mut stream, "/slow");
+    let give_up = Instant::now() + PATIENCE;
+    while master.behind.handled.load(Ordering::SeqCst) < 2 {
+        assert!(Instant::now() < give_up);
+        std::thread::yield_now();
+    }
+    let gate = master.gate.take().unwrap();
+    let stopping = std::thread::spawn(move || gate.stop());
+    master.behind.slow.open();
+    assert_eq!(read_answer(&mut stream), (200, "slow".into()));
+    stopping.join().unwrap();
+    assert!(TcpStream::connect(master.addr).is_err(), "a stopped gate still listens");
+}
+
+#[test]
+fn the_private_socket_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let master = Master::start(Limits::default());
+    let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(master.state_dir.join("gate")), 0o700);
+    assert_eq!(mode(master.state_dir.join("gate/http.sock")), 0o600);
+}
+
+#[test]
+fn the_file_limit_is_read_as_the_kernel_writes_it() {
+    let limit = soft_file_limit(Path::new("/proc/self/limits")).unwrap();
+    assert!(limit > 0);
+    assert_eq!(soft_file_limit(Path::new("/dev/null")), None);
+}
