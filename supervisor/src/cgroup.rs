@@ -276,6 +276,12 @@ impl Layout {
         usage
     }
 
+    /// Whether any process is in `group`.
+    pub fn has_members(&self, group: &str) -> bool {
+        let members = |hierarchy: &Hierarchy| hierarchy.read(group, "cgroup.procs").is_ok_and(|pids| !pids.is_empty());
+        self.hierarchies.iter().any(members)
+    }
+
     /// v2 counts CPU time in every group, whether or not it has the controller.
     fn cpu_time(&self, group: &str) -> Option<Duration> {
         if let Some(unified) = self.unified() {

@@ -26,7 +26,7 @@ use nix::unistd::Pid;
 use super::monitor::Monitor;
 use super::payload::{self, Streams};
 use super::plan::Plan;
-use super::record::{End, EndRecord};
+use super::record::{End, EndRecord, NEVER_TOLD};
 use super::step::{Step, StepError};
 use super::{GO, Logs};
 use crate::cgroup::Group;
@@ -43,9 +43,9 @@ pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
                 Ok(end) => end,
                 Err(failed) => failed.into(),
             },
-            // Whoever launched us is gone, and has not said that the launch is on record: nothing was run, nothing is
-            // recorded, and the next supervisor launches the task anew.
-            Go::NotToBe => return 1,
+            // Whoever launched us is gone. It may have died between writing the launch down and saying so to us; only
+            // we know that nothing was run, and that the next supervisor may launch the task anew.
+            Go::NotToBe => never_told(),
         },
         Err(failed) => failed.into(),
     };
@@ -57,6 +57,10 @@ pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
     }
     monitor.flush();
     i32::from(written.is_err())
+}
+
+fn never_told() -> End {
+    End::LaunchFailed { step: NEVER_TOLD.to_owned(), cause: "the supervisor is gone".to_owned() }
 }
 
 /// What stands once the container is built.

@@ -24,6 +24,9 @@ const MAX_BYTES: usize = 512;
 /// The longest text of a failed step that is sure to fit.
 const MAX_TEXT: usize = 150;
 
+/// The failed step of an init that was never told to go: the command has not run, and may be launched anew.
+pub const NEVER_TOLD: &str = "wait for the word to go";
+
 /// How a task ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndRecord {
