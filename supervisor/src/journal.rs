@@ -1,0 +1,484 @@
+//! The journal: an append-only file of what was accepted, launched, started, ended and forgotten.
+//!
+//! One JSON line a change, written with one write before anyone hears of the change, so a kill of
+//! the supervisor loses nothing that was told. A power cut may lose the last unsynced lines: the
+//! sweeper syncs in batches off the launch path, and [`MAX_UNSYNCED`] bounds how many can wait.
+//! This room writes, reads back and compacts; what the lines add up to is `history.rs`'s business.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use wire::task::{TaskReport, TaskRequest};
+use wire::{BootId, EventNumber, TaskId};
+
+use crate::cgroup::Bases;
+
+/// The most lines that may wait for a sync. A power cut can take no more than these, so ids and
+/// event numbers that skip this far ahead after a reboot cannot have been given out before.
+pub const MAX_UNSYNCED: u64 = 1_000;
+
+/// A journal smaller than this is not worth compacting.
+const SMALL: u64 = 1 << 20;
+
+/// How many times its last compacted size it may grow to.
+const GROWTH: u64 = 4;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Record {
+    /// A supervisor started; what follows was done by it, or was carried over by its compaction.
+    Start {
+        /// In which boot of the machine.
+        boot: BootId,
+        /// Where its tasks' cgroups are.
+        bases: Bases,
+        /// Which version of berth it was.
+        version: String,
+        /// The last task id given out before.
+        last_task: TaskId,
+        /// The last event number given out before.
+        last_event: EventNumber,
+    },
+    /// A task was taken on.
+    Accepted {
+        /// Its number.
+        task: TaskId,
+        /// The number of this change.
+        event: EventNumber,
+        /// What was asked, in the form that forgives keys of other versions.
+        request: Box<TaskRequest>,
+    },
+    /// Its init exists and waits for the word to go.
+    Launched {
+        /// The task.
+        task: TaskId,
+        /// Init's pid.
+        pid: i32,
+        /// Init's start time, field 22 of `/proc/PID/stat`.
+        start_time: u64,
+    },
+    /// That init left without having run anything; the task waits again.
+    NeverRan {
+        /// The task.
+        task: TaskId,
+    },
+    /// Its command runs.
+    Started {
+        /// The task.
+        task: TaskId,
+        /// The number of this change.
+        event: EventNumber,
+        /// Since when, where that was heard.
+        at: Option<Timestamp>,
+    },
+    /// Somebody wants it to end.
+    KillRequested {
+        /// The task.
+        task: TaskId,
+    },
+    /// It is over; the report is the one that is told.
+    Ended {
+        /// All there is to say.
+        report: Box<TaskReport>,
+    },
+    /// It was dropped from memory though no master acknowledged it.
+    Forgotten {
+        /// The task.
+        task: TaskId,
+    },
+    /// A master has heard of all changes up to this one: what had ended by then is forgotten.
+    Acknowledged {
+        /// The last change it has heard of.
+        after: EventNumber,
+    },
+}
+
+/// What can go wrong with the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// It cannot be opened or read.
+    #[error("cannot open the journal {}: {cause}", .path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// A line in the middle is no record.
+    #[error(
+        "cannot read line {line} of the journal {}: {cause}; hint: restore the file, or move it away to start \
+         without memory (tasks still running are then stopped and removed)", .path.display()
+    )]
+    Garbage {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        cause: serde_json::Error,
+    },
+    /// A line could not be appended. The file is as it was before.
+    #[error("cannot write to the journal {}: {cause}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// What was written may not be on disk. After that nothing more may be trusted to this file.
+    #[error("cannot sync the journal {}: {cause}", .path.display())]
+    Sync {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+}
+
+/// The open journal.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+    /// Length of the whole records in it.
+    len: u64,
+    /// Whether half a line may stand behind them.
+    torn: bool,
+    /// Length after the last compaction.
+    compacted_len: u64,
+    /// Lines appended since it was opened.
+    appended: u64,
+    /// Of these, how many are known to be on disk.
+    synced: u64,
+}
+
+/// How far a sync reaches: everything appended before it was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncMark(u64);
+
+impl Journal {
+    /// Opens `path`, makes it if need be, and reads all records. A torn last line is cut off.
+    pub fn open(path: &Path) -> Result<(Journal, Vec<Record>), JournalError> {
+        let open = |cause| JournalError::Open { path: path.to_owned(), cause };
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(open)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(open)?;
+        let (records, whole) = read_records(&bytes).map_err(|(line, cause)| JournalError::Garbage {
+            path: path.to_owned(),
+            line,
+            cause,
+        })?;
+        let len = whole as u64;
+        if whole < bytes.len() {
+            log::warn!("the journal {} ended in a torn line of {} bytes, cut off", path.display(), bytes.len() - whole);
+            file.set_len(len).map_err(open)?;
+        }
+        let journal =
+            Journal { file, path: path.to_owned(), len, torn: false, compacted_len: len, appended: 0, synced: 0 };
+        Ok((journal, records))
+    }
+
+    /// Appends one record. On an error the file is as it was: a full disk leaves no half line.
+    pub fn append(&mut self, record: &Record) -> Result<(), JournalError> {
+        if self.appended - self.synced >= MAX_UNSYNCED {
+            self.sync()?;
+        }
+        let line = line_of(record).map_err(|cause| self.write_error(cause))?;
+        self.cut_off_torn_line().map_err(|cause| self.write_error(cause))?;
+        if let Err(cause) = self.file.write_all(&line) {
+            self.torn = true;
+            // Should that fail as well, the next append begins with it.
+            let _ = self.cut_off_torn_line();
+            return Err(self.write_error(cause));
+        }
+        self.len += line.len() as u64;
+        self.appended += 1;
+        Ok(())
+    }
+
+    fn cut_off_torn_line(&mut self) -> io::Result<()> {
+        if self.torn {
+            self.file.set_len(self.len)?;
+            self.torn = false;
+        }
+        Ok(())
+    }
+
+    /// Whether lines wait for a sync.
+    pub fn wants_sync(&self) -> bool {
+        self.synced < self.appended
+    }
+
+    /// What a sync that begins now will cover.
+    pub fn mark(&self) -> SyncMark {
+        SyncMark(self.appended)
+    }
+
+    /// A sync begun at `mark` has succeeded.
+    pub fn synced(&mut self, mark: SyncMark) {
+        self.synced = self.synced.max(mark.0);
+    }
+
+    /// What a sync that failed elsewhere means.
+    pub fn sync_failed(&self) -> JournalError {
+        self.sync_error(io::Error::other("the sweeper's fdatasync failed; the log says why"))
+    }
+
+    /// The file, for a child to sync.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Whether it has grown so much that most of it must be history nobody needs.
+    pub fn wants_compaction(&self) -> bool {
+        self.len > SMALL && self.len > GROWTH * self.compacted_len
+    }
+
+    /// Replaces all records by `records`: a new file, synced, renamed over the old one. Whoever dies
+    /// in between leaves either the old journal or the new.
+    pub fn compact(&mut self, records: &[Record]) -> Result<(), JournalError> {
+        let fresh = self.path.with_extension("new");
+        let (file, len) = write_anew(&fresh, records)
+            .and_then(|written| std::fs::rename(&fresh, &self.path).map(|()| written))
+            .map_err(|cause| self.write_error(cause))?;
+        // Until the folder is synced a power cut may bring the old file back, which was synced just as
+        // far as it was; only then may its later lines count as safe.
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|cause| self.sync_error(cause))?;
+        (self.file, self.len, self.torn, self.compacted_len) = (file, len, false, len);
+        self.synced = self.appended;
+        Ok(())
+    }
+
+    /// Until the opposite is said, every write fails: what a full disk does.
+    #[cfg(test)]
+    pub fn fail_writes(&mut self, fail: bool) {
+        let mut options = OpenOptions::new();
+        let options = if fail { options.read(true) } else { options.append(true) };
+        if let Ok(file) = options.open(&self.path) {
+            self.file = file;
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), JournalError> {
+        self.file.sync_data().map_err(|cause| self.sync_error(cause))?;
+        self.synced = self.appended;
+        Ok(())
+    }
+
+    fn write_error(&self, cause: io::Error) -> JournalError {
+        JournalError::Write { path: self.path.clone(), cause }
+    }
+
+    fn sync_error(&self, cause: io::Error) -> JournalError {
+        JournalError::Sync { path: self.path.clone(), cause }
+    }
+}
+
+fn write_anew(path: &Path, records: &[Record]) -> io::Result<(File, u64)> {
+    let mut bytes = Vec::new();
+    for record in records {
+        bytes.extend_from_slice(&line_of(record)?);
+    }
+    // A half-written one of an earlier try is in the way of nothing.
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let mut file = OpenOptions::new().read(true).append(true).create_new(true).open(path)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    Ok((file, bytes.len() as u64))
+}
+
+fn line_of(record: &Record) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// All records, and how many bytes of `bytes` they are.
+///
+/// What stands behind the last newline is torn. So is a last line that cannot be read: after a
+/// power cut the kernel may have brought only the second of a line's two pages to disk.
+fn read_records(bytes: &[u8]) -> Result<(Vec<Record>, usize), (usize, serde_json::Error)> {
+    let mut records = Vec::new();
+    let mut whole = 0;
+    let mut lines = bytes.split_inclusive(|&b| b == b'\n').enumerate().peekable();
+    while let Some((index, line)) = lines.next() {
+        match serde_json::from_slice(line) {
+            Ok(record) if line.ends_with(b"\n") => records.push(record),
+            Ok(_) => break,
+            Err(_) if lines.peek().is_none() => break,
+            Err(cause) => return Err((index + 1, cause)),
+        }
+        whole += line.len();
+    }
+    Ok((records, whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arbtest::arbitrary::{Result as Arbitrary, Unstructured};
+    use wire::State;
+    use wire::task::TaskOrigin;
+
+    /// A folder of its own for each test, removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("berth-journal-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Folder(path)
+        }
+
+        fn journal(&self) -> PathBuf {
+            self.0.join("journal")
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn accepted(task: u64, command: &str) -> Record {
+        let json = r#"{"name":"a","resource":{"cpu":1,"mem":64},"commandLine":"true","imageId":"busybox"}"#;
+        let mut request: TaskRequest = wire::json::from_slice(json.as_bytes()).unwrap();
+        request.command_line = command.to_owned();
+        Record::Accepted { task: TaskId(task), event: EventNumber(task), request: Box::new(request) }
+    }
+
+    fn ended(task: u64) -> Record {
+        let report = TaskReport {
+            event: EventNumber(task),
+            task_id: TaskId(task),
+            container_id: wire::ContainerId(TaskId(task)),
+            key: TaskOrigin::default(),
+            status: State::Failed,
+            cause: Some(wire::Reason::Lost),
+            reason: Some("lost".into()),
+            exit_code: None,
+            started_at: None,
+            ended_at: Some(Timestamp::from_second(1).unwrap()),
+            cpu_ms: Some(1),
+            memory_peak_bytes: None,
+        };
+        Record::Ended { report: Box::new(report) }
+    }
+
+    fn any_record(u: &mut Unstructured<'_>) -> Arbitrary<Record> {
+        let task = TaskId(u.int_in_range(0..=5)?);
+        Ok(match u.int_in_range(0..=7)? {
+            0 => Record::Start {
+                boot: BootId("b".into()),
+                bases: Bases::default(),
+                version: "0".into(),
+                last_task: task,
+                last_event: EventNumber(u.arbitrary()?),
+            },
+            1 => accepted(task.0, u.arbitrary()?),
+            2 => Record::Launched { task, pid: u.arbitrary()?, start_time: u.arbitrary()? },
+            3 => Record::Started {
+                task,
+                event: EventNumber(u.arbitrary()?),
+                at: u.arbitrary::<bool>()?.then_some(Timestamp::UNIX_EPOCH),
+            },
+            4 => Record::KillRequested { task },
+            5 => ended(task.0),
+            6 => Record::Forgotten { task },
+            _ => Record::Acknowledged { after: EventNumber(u.arbitrary()?) },
+        })
+    }
+
+    #[test]
+    fn any_prefix_of_the_file_is_a_prefix_of_its_records() {
+        arbtest::arbtest(|u| {
+            let records = (0..u.int_in_range(1..=6)?).map(|_| any_record(u)).collect::<Arbitrary<Vec<Record>>>()?;
+            let bytes: Vec<u8> = records.iter().flat_map(|record| line_of(record).unwrap()).collect();
+            let cut = u.int_in_range(0..=bytes.len())?;
+            let (read, whole) = read_records(&bytes[..cut]).unwrap();
+            assert_eq!(read, records[..read.len()]);
+            assert_eq!(read.len(), bytes[..cut].iter().filter(|&&b| b == b'\n').count());
+            assert!(whole <= cut && bytes[..whole].last().is_none_or(|&b| b == b'\n'));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn what_was_appended_is_read_back_after_a_torn_line_was_cut_off() {
+        let folder = Folder::new("torn");
+        let (mut journal, records) = Journal::open(&folder.journal()).unwrap();
+        assert_eq!(records, []);
+        journal.append(&accepted(1, "true")).unwrap();
+        OpenOptions::new().append(true).open(folder.journal()).unwrap().write_all(b"{\"rec").unwrap();
+        let (mut journal, records) = Journal::open(&folder.journal()).unwrap();
+        assert_eq!(records, [accepted(1, "true")]);
+        journal.append(&ended(1)).unwrap();
+        assert_eq!(Journal::open(&folder.journal()).unwrap().1, [accepted(1, "true"), ended(1)]);
+    }
+
+    #[test]
+    fn garbage_in_the_middle_is_refused_with_file_and_line() {
+        let folder = Folder::new("garbage");
+        let lines = [line_of(&ended(1)).unwrap(), b"\0\0\0\n".to_vec(), line_of(&ended(2)).unwrap()].concat();
+        std::fs::write(folder.journal(), lines).unwrap();
+        let said = Journal::open(&folder.journal()).unwrap_err().to_string();
+        assert!(said.contains("line 2 of the journal") && said.contains("hint:"), "{said}");
+    }
+
+    #[test]
+    fn a_last_line_that_lost_its_first_page_is_torn_too() {
+        let bytes = [line_of(&ended(1)).unwrap(), b"\0\0\0\0\"}\n".to_vec()].concat();
+        let (records, whole) = read_records(&bytes).unwrap();
+        assert_eq!((records.len(), whole), (1, bytes.len() - 7));
+    }
+
+    #[test]
+    fn a_record_that_does_not_fit_leaves_the_file_as_it_was() {
+        let folder = Folder::new("full");
+        let (mut journal, _) = Journal::open(&folder.journal()).unwrap();
+        journal.append(&ended(1)).unwrap();
+        journal.fail_writes(true);
+        assert!(matches!(journal.append(&ended(2)), Err(JournalError::Write { .. })));
+        journal.fail_writes(false);
+        journal.append(&ended(3)).unwrap();
+        assert_eq!(Journal::open(&folder.journal()).unwrap().1, [ended(1), ended(3)]);
+    }
+
+    #[test]
+    fn compaction_replaces_all_records_and_appending_goes_on() {
+        let folder = Folder::new("compact");
+        let (mut journal, _) = Journal::open(&folder.journal()).unwrap();
+        for task in 0..4 {
+            journal.append(&ended(task)).unwrap();
+        }
+        journal.compact(&[ended(3)]).unwrap();
+        journal.append(&ended(4)).unwrap();
+        assert_eq!(Journal::open(&folder.journal()).unwrap().1, [ended(3), ended(4)]);
+        assert!(!folder.0.join("journal.new").exists());
+    }
+
+    #[test]
+    fn never_more_lines_wait_for_a_sync_than_ids_are_skipped_after_a_reboot() {
+        let folder = Folder::new("unsynced");
+        let (mut journal, _) = Journal::open(&folder.journal()).unwrap();
+        for task in 0..MAX_UNSYNCED + 1 {
+            journal.append(&Record::Forgotten { task: TaskId(task) }).unwrap();
+        }
+        assert_eq!(journal.appended - journal.synced, 1);
+        let mark = journal.mark();
+        journal.append(&Record::Forgotten { task: TaskId(0) }).unwrap();
+        journal.synced(mark);
+        assert!(journal.wants_sync());
+    }
+}
