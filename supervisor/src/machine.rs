@@ -1,0 +1,101 @@
+//! What the machine has that we may use: CPUs and memory. Read once, at start.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sched::{CpuSet as Affinity, sched_getaffinity};
+use nix::unistd::Pid;
+use wire::CpuSet;
+
+/// What stays for the kernel and the daemons: a tenth, and never less than this, in MiB.
+const KEPT_AT_LEAST: u64 = 256;
+
+/// The CPUs this process may run on (sched_getaffinity(2)), which its cpuset cgroup bounds.
+pub fn cpus() -> Option<CpuSet> {
+    let affinity = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    let may_use = |cpu: &usize| affinity.is_set(*cpu).unwrap_or(false);
+    CpuSet::new((0..Affinity::count()).filter(may_use).filter_map(|cpu| u16::try_from(cpu).ok()))
+}
+
+/// How many MiB of memory may be given to tasks.
+pub fn memory_mib() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let limit =
+        fs::read_to_string("/proc/self/cgroup").ok().and_then(|own| own_limit(&own, Path::new("/sys/fs/cgroup")));
+    Some(for_tasks(total_mib(&meminfo)?, limit.map(|bytes| bytes >> 20)))
+}
+
+/// `MemTotal` of /proc/meminfo, in MiB.
+fn total_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
+fn for_tasks(total: u64, limit: Option<u64>) -> u64 {
+    let total = limit.map_or(total, |limit| limit.min(total));
+    total.saturating_sub((total / 10).max(KEPT_AT_LEAST))
+}
+
+/// The least limit on the way from our own cgroup up to what we see of the root, in bytes.
+fn own_limit(own_cgroups: &str, mounted_at: &Path) -> Option<u64> {
+    let limits = own_cgroups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        match controllers {
+            "" => least(&mounted_at.to_owned(), path, "memory.max"),
+            list if list.split(',').any(|controller| controller == "memory") => {
+                least(&mounted_at.join("memory"), path, "memory.limit_in_bytes")
+            }
+            _ => None,
+        }
+    });
+    limits.min()
+}
+
+fn least(hierarchy: &Path, cgroup: &str, file: &str) -> Option<u64> {
+    let own = hierarchy.join(cgroup.trim_start_matches('/'));
+    let up = own.ancestors().take_while(|folder| folder.starts_with(hierarchy));
+    // "max", or no such file in the root: no limit there.
+    up.filter_map(|folder| fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenth_is_kept_but_never_less_than_256_mib() {
+        assert_eq!(for_tasks(10_000, None), 9_000);
+        assert_eq!(for_tasks(1_000, None), 744);
+        assert_eq!(for_tasks(100, None), 0);
+        assert_eq!(for_tasks(10_000, Some(2_000)), 1_744);
+        assert_eq!(for_tasks(10_000, Some(u64::MAX >> 20)), 9_000);
+    }
+
+    #[test]
+    fn memory_is_read_in_mib() {
+        assert_eq!(total_mib("MemTotal:        4019016 kB\nMemFree: 1 kB\n"), Some(3924));
+        assert_eq!(total_mib("nothing"), None);
+    }
+
+    #[test]
+    fn the_least_limit_above_us_counts_in_v1_and_v2() {
+        let root = std::env::temp_dir().join(format!("berth-machine-{}", std::process::id()));
+        fs::create_dir_all(root.join("memory/a/b")).unwrap();
+        fs::write(root.join("memory/a/memory.limit_in_bytes"), "1000\n").unwrap();
+        fs::write(root.join("memory/a/b/memory.limit_in_bytes"), "9223372036854771712\n").unwrap();
+        assert_eq!(own_limit("4:memory:/a/b\n1:cpu:/\n", &root), Some(1000));
+        fs::create_dir_all(root.join("c")).unwrap();
+        fs::write(root.join("c/memory.max"), "max\n").unwrap();
+        assert_eq!(own_limit("0::/c\n", &root), None);
+        fs::write(root.join("c/memory.max"), "500\n").unwrap();
+        assert_eq!(own_limit("0::/c\n4:memory:/a/b\n", &root), Some(500));
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn this_machine_has_a_cpu_and_memory() {
+        assert!(cpus().unwrap().count() >= 1);
+        assert!(memory_mib().is_some());
+    }
+}

@@ -1,0 +1,186 @@
+//! What this node has and is: the totals it gives out, and what could never run on it.
+
+use std::path::PathBuf;
+
+use wire::node::{NodeResource, Refusal, RefusalCode};
+use wire::{BootId, CpuAmount, CpuSet, InstanceId, JobSpec, NodeId};
+
+use crate::{images, packages};
+
+/// A share of a node: what a task takes, what is free, what there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Share {
+    /// CPU time.
+    pub cpu: CpuAmount,
+    /// Memory in MiB.
+    pub mem_mib: u64,
+}
+
+impl Share {
+    /// What a job takes. A pin counts as that many CPUs.
+    pub fn of(spec: &JobSpec) -> Share {
+        Share { cpu: spec.resource.cpu.amount(), mem_mib: spec.resource.mem }
+    }
+
+    /// Both together.
+    pub fn plus(self, other: Share) -> Share {
+        Share { cpu: [self.cpu, other.cpu].into_iter().sum(), mem_mib: self.mem_mib.saturating_add(other.mem_mib) }
+    }
+
+    /// What is left without `other`, never below nothing: totals may be smaller than at the last start.
+    pub fn minus(self, other: Share) -> Share {
+        Share { cpu: self.cpu.saturating_sub(other.cpu), mem_mib: self.mem_mib.saturating_sub(other.mem_mib) }
+    }
+
+    /// Whether it fits into `other`.
+    pub fn fits_in(self, other: Share) -> bool {
+        self.cpu <= other.cpu && self.mem_mib <= other.mem_mib
+    }
+}
+
+/// This node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Its number.
+    pub id: NodeId,
+    /// Born with its state dir.
+    pub instance: InstanceId,
+    /// This boot.
+    pub boot: BootId,
+    /// All it gives out.
+    pub total: Share,
+    /// The CPUs a job may pin to.
+    pub cpus: CpuSet,
+    /// Where its images are.
+    pub image_dir: PathBuf,
+    /// Folders packages may come from.
+    pub package_roots: Vec<PathBuf>,
+    /// The kernel's release.
+    pub kernel: String,
+    /// `v1`, `hybrid` or `v2`.
+    pub cgroups: String,
+    /// `overlay` or `aufs`.
+    pub union: String,
+}
+
+impl Node {
+    /// Refuses what could never run here.
+    pub fn check(&self, spec: &JobSpec) -> Result<(), Refusal> {
+        let impossible = |field: &str, message: String| {
+            Err(Refusal { code: RefusalCode::Impossible, message, field: Some(field.to_owned()) })
+        };
+        if let Some(missing) = spec.resource.cpu.pinned().and_then(|pinned| pinned.missing_from(&self.cpus)) {
+            return impossible("resource.cpu", format!("this node has no CPU {missing}; it has {}", self.cpus));
+        }
+        let asked = Share::of(spec);
+        if asked.cpu > self.total.cpu {
+            return impossible(
+                "resource.cpu",
+                format!("{} CPUs are asked of a node with {}", asked.cpu, self.total.cpu),
+            );
+        }
+        if asked.mem_mib > self.total.mem_mib {
+            let (asked, total) = (asked.mem_mib, self.total.mem_mib);
+            return impossible("resource.mem", format!("{asked} MiB are asked of a node with {total} MiB"));
+        }
+        if !images::exists(&self.image_dir, &spec.image_id) {
+            return impossible("imageId", format!("there is no image {} on this node", spec.image_id));
+        }
+        packages::check(&self.package_roots, spec).or_else(|bad| impossible(&bad.field, bad.message))
+    }
+
+    /// What `GET /resource` tells.
+    pub fn resource(&self, free: Share, tasks: usize) -> NodeResource {
+        NodeResource {
+            cpu: free.cpu,
+            mem: free.mem_mib,
+            cpu_total: self.total.cpu,
+            mem_total: self.total.mem_mib,
+            cpus: self.cpus.clone(),
+            node_id: self.id,
+            instance: self.instance.clone(),
+            boot_id: self.boot.clone(),
+            tasks: tasks as u64,
+            load: load(),
+            images: images::list(&self.image_dir).unwrap_or_else(|error| {
+                log::warn!("{error}");
+                Vec::new()
+            }),
+            package_roots: self.package_roots.iter().map(|root| root.display().to_string()).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: self.kernel.clone(),
+            cgroups: self.cgroups.clone(),
+            union: self.union.clone(),
+        }
+    }
+}
+
+/// Load averages; a node without /proc has none to tell.
+fn load() -> [f64; 3] {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let mut numbers = text.split_ascii_whitespace().map_while(|word| word.parse().ok());
+    [(); 3].map(|()| numbers.next().unwrap_or_default())
+}
+
+/// The kernel's release (proc_sys_kernel(5)).
+pub fn kernel() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A node with 2 CPUs, 1000 MiB and the image `busybox`, in a folder that the caller removes.
+    pub(crate) fn node(image_dir: PathBuf) -> Node {
+        std::fs::create_dir_all(image_dir.join("busybox/bin")).unwrap();
+        Node {
+            id: NodeId(0),
+            instance: InstanceId("0".repeat(32)),
+            boot: BootId("b".into()),
+            total: Share { cpu: CpuAmount::whole(2), mem_mib: 1000 },
+            cpus: "0-1".parse().unwrap(),
+            image_dir,
+            package_roots: vec!["/packages".into()],
+            kernel: kernel(),
+            cgroups: "hybrid".into(),
+            union: "overlay".into(),
+        }
+    }
+
+    /// A job as its JSON's `resource`, `imageId` and `packagePath` say.
+    pub(crate) fn spec(cpu: &str, mem: u64, image: &str, packages: &str) -> JobSpec {
+        let json = format!(
+            r#"{{"name":"a","resource":{{"cpu":{cpu},"mem":{mem}}},"commandLine":"true","packagePath":"{packages}","imageId":"{image}"}}"#
+        );
+        wire::json::from_slice(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_could_never_run_here_is_refused_with_the_fields_name() {
+        let folder = std::env::temp_dir().join(format!("berth-node-{}", std::process::id()));
+        let node = node(folder.clone());
+        let field = |spec: JobSpec| {
+            let refusal = node.check(&spec).unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::Impossible);
+            refusal.field.unwrap()
+        };
+        assert_eq!(node.check(&spec("\"0,1\"", 1000, "busybox", "/packages/a")), Ok(()));
+        assert_eq!(field(spec("\"1,2\"", 64, "busybox", "")), "resource.cpu");
+        assert_eq!(field(spec("2.001", 64, "busybox", "")), "resource.cpu");
+        assert_eq!(field(spec("1", 1001, "busybox", "")), "resource.mem");
+        assert_eq!(field(spec("1", 64, "nosuch", "")), "imageId");
+        assert_eq!(field(spec("1", 64, "busybox", "/etc")), "packagePath");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn shares_add_and_subtract_and_never_go_below_nothing() {
+        let (one, two) =
+            (Share { cpu: CpuAmount::whole(1), mem_mib: 5 }, Share { cpu: CpuAmount::whole(2), mem_mib: 4 });
+        assert_eq!(one.plus(two), Share { cpu: CpuAmount::whole(3), mem_mib: 9 });
+        assert_eq!(one.minus(two), Share { cpu: CpuAmount::ZERO, mem_mib: 1 });
+        assert!(!one.fits_in(two) && one.fits_in(one.plus(two)));
+    }
+}

@@ -1,0 +1,120 @@
+//! The state dir: its lock, the instance id born with it, and where things are in it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use wire::InstanceId;
+
+/// What can go wrong with the state dir.
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    /// It cannot be made, or something in it cannot be read or written.
+    #[error("cannot {doing} {}: {cause}", .path.display())]
+    Touch {
+        /// The verb.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// Another supervisor has it.
+    #[error(
+        "cannot use state dir {}: another supervisor is using it; hint: stop that one, or give this one another --state-dir",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// The instance id is not one.
+    #[error("cannot use {}: it does not hold 32 hex digits; hint: remove the file if its content is of no worth", .0.display())]
+    BadInstance(PathBuf),
+}
+
+/// A state dir that is ours as long as this value lives.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl StateDir {
+    /// Makes the folder if need be, and takes its lock.
+    ///
+    /// The lock is a POSIX record lock (fcntl(2)): it belongs to this process alone, so a child that
+    /// outlives us for a moment with our descriptors does not keep the next supervisor out.
+    pub fn lock(path: &Path) -> Result<StateDir, StateDirError> {
+        std::fs::create_dir_all(path).map_err(touch("make", path))?;
+        let lock_path = path.join("lock");
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).open(&lock_path);
+        let lock = lock.map_err(touch("open", &lock_path))?;
+        match rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(StateDir { path: path.to_owned(), _lock: lock }),
+            Err(Errno::ACCESS | Errno::AGAIN) => Err(StateDirError::InUse(path.to_owned())),
+            Err(errno) => Err(touch("lock", &lock_path)(errno.into())),
+        }
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("journal")
+    }
+
+    /// Who this state dir is: read, or on the first start drawn by lot and kept.
+    pub fn instance(&self) -> Result<InstanceId, StateDirError> {
+        let path = self.path.join("instance");
+        match std::fs::read_to_string(&path) {
+            Ok(text) if is_instance(text.trim()) => Ok(InstanceId(text.trim().to_owned())),
+            Ok(_) => Err(StateDirError::BadInstance(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let instance = draw_instance().map_err(touch("read", Path::new("/dev/urandom")))?;
+                keep(&path, &instance.0).map_err(touch("write", &path))?;
+                Ok(instance)
+            }
+            Err(error) => Err(touch("read", &path)(error)),
+        }
+    }
+}
+
+fn touch(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirError {
+    let path = path.to_owned();
+    move |cause| StateDirError::Touch { doing, path, cause }
+}
+
+fn is_instance(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn draw_instance() -> io::Result<InstanceId> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(InstanceId(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
+/// Whole or not at all: a torn id would be a different node.
+fn keep(path: &Path, text: &str) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(format!("{text}\n").as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_instance_id_is_drawn_once_and_kept() {
+        let folder = std::env::temp_dir().join(format!("berth-state-dir-{}", std::process::id()));
+        let first = StateDir::lock(&folder).unwrap().instance().unwrap();
+        assert!(is_instance(&first.0));
+        assert_eq!(StateDir::lock(&folder).unwrap().instance().unwrap(), first);
+        std::fs::write(folder.join("instance"), "abc").unwrap();
+        assert!(matches!(StateDir::lock(&folder).unwrap().instance(), Err(StateDirError::BadInstance(_))));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

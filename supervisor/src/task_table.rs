@@ -1,0 +1,823 @@
+//! All tasks: who they are, what is free, which attempt is which task, what was told and what is to be told.
+//!
+//! It drives each task's state machine, and carries out what concerns memory and journal: a change is
+//! written before it is told. What concerns the kernel it hands on as [`Deed`]s. It knows no HTTP, no
+//! process and no cgroup.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
+use std::time::{Duration, Instant};
+
+use wire::node::{Refusal, RefusalCode};
+use wire::task::{AttemptKey, RequestedResource, TaskOrigin, TaskReport, TaskRequest};
+use wire::{EventNumber, JobSpec, TaskId};
+
+use crate::history::{Era, History, Unfinished};
+use crate::journal::{Journal, JournalError, Record};
+use crate::node::{Node, Share};
+use crate::task::{Action, Change, Event, Now, Phase, Start, Task};
+
+/// How many ended tasks are remembered for masters that never ask.
+pub const MAX_ENDED: usize = 10_000;
+
+/// How long after a failed write the journal is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is to be done with processes, cgroups and folders; done outside of this room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// Remove what an earlier launch left, then put it into the queue.
+    ClearForLaunch,
+    /// Tell init to execute the command.
+    SayGo,
+    /// SIGTERM to init.
+    Terminate,
+    /// SIGKILL to init and to all in the cgroup.
+    Kill,
+    /// Remove cgroup and folder.
+    Release,
+}
+
+/// A task that has not ended, as far as anyone was told.
+#[derive(Debug)]
+struct Living {
+    /// Always there between two calls; taken out for the length of a step.
+    task: Task,
+    /// The latest that may be told: the journal has it.
+    told: TaskReport,
+    /// What it takes of the node.
+    share: Share,
+    /// In which era its latest init was launched.
+    era: usize,
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct TaskTable {
+    node: Node,
+    grace: Duration,
+    journal: Journal,
+    eras: Vec<Era>,
+    living: BTreeMap<TaskId, Living>,
+    ended: BTreeMap<TaskId, TaskReport>,
+    keys: HashMap<AttemptKey, TaskId>,
+    /// Every task that is remembered, by its latest change.
+    by_event: BTreeMap<EventNumber, TaskId>,
+    /// The ended ones among them.
+    ended_by_event: BTreeMap<EventNumber, TaskId>,
+    used: Share,
+    last_task: TaskId,
+    last_event: EventNumber,
+    to_launch: VecDeque<TaskId>,
+    deeds: VecDeque<(TaskId, Deed)>,
+    deadlines: BTreeSet<(Instant, TaskId)>,
+    /// Actions that wait because the journal cannot be written, in their order.
+    parked: VecDeque<(TaskId, Action)>,
+    write_again: Option<Instant>,
+    lost_journal: Option<JournalError>,
+    forgot_unheard: bool,
+}
+
+impl TaskTable {
+    /// A table that remembers what `history` tells. Its last era is ours.
+    pub fn new(node: Node, grace: Duration, journal: Journal, history: History, now: Now) -> TaskTable {
+        let mut table = TaskTable {
+            node,
+            grace,
+            journal,
+            eras: history.eras,
+            living: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            keys: HashMap::new(),
+            by_event: BTreeMap::new(),
+            ended_by_event: BTreeMap::new(),
+            used: Share::default(),
+            last_task: TaskId(history.last_task),
+            last_event: EventNumber(history.last_event),
+            to_launch: VecDeque::new(),
+            deeds: VecDeque::new(),
+            deadlines: BTreeSet::new(),
+            parked: VecDeque::new(),
+            write_again: None,
+            lost_journal: None,
+            forgot_unheard: false,
+        };
+        for (id, unfinished) in history.unfinished {
+            table.remember(id, unfinished, now);
+        }
+        for report in history.ended.into_values() {
+            table.key_of(&report.key, report.task_id);
+            table.keep_ended(report);
+        }
+        table
+    }
+
+    fn remember(&mut self, id: TaskId, unfinished: Unfinished, now: Now) {
+        let (event, era) = (unfinished.event, unfinished.era);
+        let origin = origin_of(&unfinished.request);
+        let phase = phase_of(unfinished, now, self.grace);
+        self.insert(Task { id, origin, phase }, event, era);
+    }
+
+    fn insert(&mut self, task: Task, event: EventNumber, era: usize) {
+        let share = task.spec().map(Share::of).unwrap_or_default();
+        self.used = self.used.plus(share);
+        self.key_of(&task.origin, task.id);
+        self.by_event.insert(event, task.id);
+        self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, task.id)));
+        self.living.insert(task.id, Living { told: task.report(event), task, share, era });
+    }
+
+    fn key_of(&mut self, origin: &TaskOrigin, id: TaskId) {
+        self.keys.extend(attempt_key(origin).map(|key| (key, id)));
+    }
+
+    /// What this node has and is.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// What is not given to a task.
+    pub fn free(&self) -> Share {
+        self.node.total.minus(self.used)
+    }
+
+    /// How many tasks have not ended.
+    pub fn living(&self) -> usize {
+        self.living.len()
+    }
+
+    /// The tasks that have not ended, with the era of their latest init.
+    pub fn survivors(&self) -> impl Iterator<Item = (&Task, usize)> {
+        self.living.values().map(|living| (&living.task, living.era))
+    }
+
+    /// The last change that was told.
+    pub fn last_event(&self) -> EventNumber {
+        self.last_event
+    }
+
+    /// The highest task id ever given out here.
+    pub fn last_task(&self) -> TaskId {
+        self.last_task
+    }
+
+    /// What may be told of a task.
+    pub fn report(&self, id: TaskId) -> Option<&TaskReport> {
+        self.living.get(&id).map(|living| &living.told).or_else(|| self.ended.get(&id))
+    }
+
+    /// What a task runs, as long as it has not ended.
+    pub fn spec(&self, id: TaskId) -> Option<&JobSpec> {
+        self.living.get(&id)?.task.spec()
+    }
+
+    /// Which attempt of which job it is.
+    pub fn origin(&self, id: TaskId) -> Option<&TaskOrigin> {
+        self.living.get(&id).map(|living| &living.task.origin)
+    }
+
+    /// Every task whose latest change came after `after`, oldest change first.
+    pub fn changes_after(&self, after: EventNumber) -> Vec<TaskReport> {
+        let later = self.by_event.range((Bound::Excluded(after), Bound::Unbounded));
+        later.filter_map(|(_, id)| self.report(*id)).cloned().collect()
+    }
+
+    /// Takes a task on, or finds the one that an earlier asking for the same attempt started.
+    pub fn create(&mut self, request: TaskRequest) -> Result<TaskId, Refusal> {
+        if let Some(known) = request.key().and_then(|key| self.keys.get(&key)) {
+            return Ok(*known);
+        }
+        let origin = origin_of(&request);
+        let spec = request.clone().into_spec()?;
+        self.node.check(&spec)?;
+        self.check_journal()?;
+        self.check_room(&spec)?;
+        let (id, event) = (TaskId(self.last_task.0 + 1), EventNumber(self.last_event.0 + 1));
+        self.append(&Record::Accepted { task: id, event, request: Box::new(request) })
+            .map_err(|cause| Refusal::new(RefusalCode::Busy, cause))?;
+        (self.last_task, self.last_event) = (id, event);
+        self.insert(Task::accept(id, origin, spec), event, self.eras.len().saturating_sub(1));
+        self.to_launch.push_back(id);
+        Ok(id)
+    }
+
+    fn check_room(&self, spec: &JobSpec) -> Result<(), Refusal> {
+        let (asked, free) = (Share::of(spec), self.free());
+        if asked.fits_in(free) {
+            return Ok(());
+        }
+        let message = format!(
+            "{} CPUs and {} MiB are asked, {} CPUs and {} MiB are free",
+            asked.cpu, asked.mem_mib, free.cpu, free.mem_mib
+        );
+        Err(Refusal::new(RefusalCode::NoRoom, message))
+    }
+
+    fn check_journal(&self) -> Result<(), Refusal> {
+        if self.parked.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::new(RefusalCode::Busy, "the journal cannot be written at present; the log says why"))
+    }
+
+    /// Asks a task to end. One that has ended stays as it is.
+    pub fn kill(&mut self, id: TaskId, now: Now) -> Result<(), Refusal> {
+        if self.report(id).is_none() {
+            return Err(Refusal::new(RefusalCode::NotFound, format!("there is no task {id} on this node")));
+        }
+        self.apply(id, Event::KillRequested { grace: self.grace }, now);
+        Ok(())
+    }
+
+    /// Something has happened to a task.
+    pub fn apply(&mut self, id: TaskId, event: Event, now: Now) {
+        let Some(living) = self.living.remove(&id) else { return };
+        let Living { task, told, share, era } = living;
+        if let Some(deadline) = task.next_deadline() {
+            self.deadlines.remove(&(deadline, id));
+        }
+        let era = if matches!(event, Event::Launched(_)) { self.eras.len().saturating_sub(1) } else { era };
+        let (task, actions) = task.step(event, now);
+        self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, id)));
+        self.living.insert(id, Living { task, told, share, era });
+        self.perform(id, actions, now);
+    }
+
+    /// Performs actions in order. From the first one that the journal refuses, they wait.
+    fn perform(&mut self, id: TaskId, actions: Vec<Action>, now: Now) {
+        let mut waiting = false;
+        for action in actions {
+            let journaled = matches!(action, Action::Write(_) | Action::Tell(_));
+            waiting = waiting || (journaled && !self.parked.is_empty());
+            if !waiting && let Err(message) = self.carry_out(id, &action) {
+                log::error!("{message}; trying again until it can");
+                self.write_again = Some(now.instant + WRITE_AGAIN);
+                waiting = true;
+            }
+            if waiting {
+                self.parked.push_back((id, action));
+            }
+        }
+    }
+
+    fn carry_out(&mut self, id: TaskId, action: &Action) -> Result<(), String> {
+        let deed = match action {
+            Action::Write(change) => return self.write(id, change, self.last_event),
+            Action::Tell(change) => return self.tell(id, change),
+            Action::Queue => Deed::ClearForLaunch,
+            Action::SayGo => Deed::SayGo,
+            Action::Terminate => Deed::Terminate,
+            Action::Kill => Deed::Kill,
+            Action::CallStuck => {
+                log::error!("task {id} is stuck: SIGKILL does not end it; it keeps its share and is tried again");
+                return Ok(());
+            }
+            Action::Release => Deed::Release,
+        };
+        self.deeds.push_back((id, deed));
+        Ok(())
+    }
+
+    fn write(&mut self, id: TaskId, change: &Change, event: EventNumber) -> Result<(), String> {
+        let Some(living) = self.living.get(&id) else { return Ok(()) };
+        let record = match change {
+            Change::Launched(init) => Record::Launched { task: id, pid: init.pid, start_time: init.start_time },
+            Change::NeverRan => Record::NeverRan { task: id },
+            Change::KillRequested => Record::KillRequested { task: id },
+            Change::Started(at) => Record::Started { task: id, event, at: *at },
+            Change::Ended => Record::Ended { report: Box::new(living.task.report(event)) },
+        };
+        self.append(&record)
+    }
+
+    /// A change becomes public: numbered, written, and from then on part of what may be told.
+    fn tell(&mut self, id: TaskId, change: &Change) -> Result<(), String> {
+        let event = EventNumber(self.last_event.0 + 1);
+        self.write(id, change, event)?;
+        self.last_event = event;
+        let Some(living) = self.living.get_mut(&id) else { return Ok(()) };
+        self.by_event.remove(&living.told.event);
+        self.by_event.insert(event, id);
+        living.told = living.task.report(event);
+        if matches!(change, Change::Ended)
+            && let Some(living) = self.living.remove(&id)
+        {
+            self.used = self.used.minus(living.share);
+            self.keep_ended(living.told);
+            self.forget_beyond_the_cap();
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, record: &Record) -> Result<(), String> {
+        self.journal.append(record).map_err(|error| self.note(error))
+    }
+
+    /// Keeps the error that ends this supervisor; the others can be waited out.
+    fn note(&mut self, error: JournalError) -> String {
+        let message = error.to_string();
+        if matches!(error, JournalError::Sync { .. }) {
+            self.lost_journal = Some(error);
+        }
+        message
+    }
+
+    fn keep_ended(&mut self, report: TaskReport) {
+        self.by_event.insert(report.event, report.task_id);
+        self.ended_by_event.insert(report.event, report.task_id);
+        self.ended.insert(report.task_id, report);
+    }
+
+    fn forget_beyond_the_cap(&mut self) {
+        while self.ended.len() > MAX_ENDED {
+            let Some((_, &task)) = self.ended_by_event.first_key_value() else { return };
+            if self.append(&Record::Forgotten { task }).is_err() {
+                // One more in memory does no harm; the next end tries again.
+                return;
+            }
+            self.forget(task);
+            if !std::mem::replace(&mut self.forgot_unheard, true) {
+                log::warn!("no master asks for ended tasks; beyond {MAX_ENDED} the oldest are forgotten");
+            }
+        }
+    }
+
+    fn forget(&mut self, id: TaskId) {
+        let Some(report) = self.ended.remove(&id) else { return };
+        self.by_event.remove(&report.event);
+        self.ended_by_event.remove(&report.event);
+        if let Some(key) = attempt_key(&report.key) {
+            self.keys.remove(&key);
+        }
+    }
+
+    /// A master has heard of everything up to `after`: what had ended by then is forgotten. Answers
+    /// from where it should be told on. A number never given out was another node's, or this one's
+    /// before its disk was lost: it acknowledges nothing, and all is told anew.
+    pub fn acknowledge(&mut self, after: EventNumber) -> EventNumber {
+        if after > self.last_event {
+            return EventNumber(0);
+        }
+        let heard: Vec<TaskId> = self.ended_by_event.range(..=after).map(|(_, id)| *id).collect();
+        if !heard.is_empty() && self.append(&Record::Acknowledged { after }).is_ok() {
+            for id in heard {
+                self.forget(id);
+            }
+        }
+        after
+    }
+
+    /// The next task to launch, oldest first. None while the journal cannot be written: a launch that
+    /// cannot be written down must not happen.
+    pub fn next_launch(&mut self) -> Option<TaskId> {
+        if !self.parked.is_empty() {
+            return None;
+        }
+        while let Some(id) = self.to_launch.pop_front() {
+            let waiting = self.living.get(&id).is_some_and(|it| matches!(it.task.phase, Phase::Accepted { .. }));
+            if waiting {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Whether [`TaskTable::next_launch`] has one.
+    pub fn has_launches(&self) -> bool {
+        self.parked.is_empty() && !self.to_launch.is_empty()
+    }
+
+    /// Puts a task into the queue that an earlier supervisor accepted and may have begun to launch.
+    pub fn launch_again(&mut self, id: TaskId) {
+        self.deeds.push_back((id, Deed::ClearForLaunch));
+    }
+
+    /// Puts a task into the queue.
+    pub fn queue(&mut self, id: TaskId) {
+        self.to_launch.push_back(id);
+    }
+
+    /// The next deed to do.
+    pub fn next_deed(&mut self) -> Option<(TaskId, Deed)> {
+        self.deeds.pop_front()
+    }
+
+    /// When [`TaskTable::expire`] must be called.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let of_tasks = self.deadlines.first().map(|(deadline, _)| *deadline);
+        of_tasks.into_iter().chain(self.write_again).min()
+    }
+
+    /// Deadlines have passed.
+    pub fn expire(&mut self, now: Now) {
+        while let Some(&(_, id)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now.instant) {
+            self.apply(id, Event::DeadlinePassed, now);
+        }
+        if self.write_again.is_some_and(|again| again <= now.instant) {
+            self.write_parked(now);
+        }
+    }
+
+    fn write_parked(&mut self, now: Now) {
+        self.write_again = None;
+        while let Some((id, action)) = self.parked.pop_front() {
+            if self.carry_out(id, &action).is_err() {
+                self.parked.push_front((id, action));
+                self.write_again = Some(now.instant + WRITE_AGAIN);
+                return;
+            }
+        }
+        log::info!("the journal can be written again");
+    }
+
+    /// Why this supervisor must stop: what it wrote may not be on disk.
+    pub fn take_lost_journal(&mut self) -> Option<JournalError> {
+        self.lost_journal.take()
+    }
+
+    /// The sweeper could not sync the journal.
+    pub fn lose_journal(&mut self) {
+        self.lost_journal = Some(self.journal.sync_failed());
+    }
+
+    /// The journal, for the sweeper to sync.
+    pub fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
+    /// Rewrites a journal that has grown far beyond what is remembered.
+    pub fn compact_if_grown(&mut self) {
+        if self.journal.wants_compaction() && self.parked.is_empty() {
+            // A disk too full for a second file has said so; there is no harm in the long one.
+            if let Err(message) = self.compact() {
+                log::warn!("{message}; the journal stays as long as it is");
+            }
+        }
+    }
+
+    /// Rewrites the journal as what is remembered now.
+    pub fn compact(&mut self) -> Result<(), String> {
+        let records = self.records();
+        self.journal.compact(&records).map_err(|error| self.note(error))
+    }
+
+    /// What is remembered, as records. An old era's start stands before the tasks launched in it.
+    fn records(&self) -> Vec<Record> {
+        let ours = self.eras.len().saturating_sub(1);
+        let mut records = Vec::new();
+        for (index, era) in self.eras.iter().enumerate() {
+            let mut of_era = self.living.values().filter(|living| living.era == index).peekable();
+            if of_era.peek().is_some() || index == ours {
+                records.push(self.start_of(era));
+                records.extend(of_era.flat_map(records_of));
+            }
+        }
+        records.extend(self.ended.values().map(|report| Record::Ended { report: Box::new(report.clone()) }));
+        records
+    }
+
+    fn start_of(&self, era: &Era) -> Record {
+        Record::Start {
+            boot: era.boot.clone(),
+            bases: era.bases.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            last_task: self.last_task,
+            last_event: self.last_event,
+        }
+    }
+}
+
+fn origin_of(request: &TaskRequest) -> TaskOrigin {
+    TaskOrigin { job_id: request.job_id, attempt: request.attempt, master: request.master.clone() }
+}
+
+fn attempt_key(origin: &TaskOrigin) -> Option<AttemptKey> {
+    Some(AttemptKey { master: origin.master.clone(), job: origin.job_id?, attempt: origin.attempt? })
+}
+
+/// Where in its life an unfinished task is when nobody has looked at it yet.
+fn phase_of(unfinished: Unfinished, now: Now, grace: Duration) -> Phase {
+    let spec = Box::new(spec_of(unfinished.request));
+    match (unfinished.launched, unfinished.started) {
+        (None, _) => Phase::Accepted { spec },
+        (Some(init), started) if unfinished.kill_requested => {
+            let start = started.map_or(Start::NotYet, Start::Since);
+            Phase::Stopping { spec, init, start, kill_at: now.instant + grace, kills: 0 }
+        }
+        (Some(init), Some(since)) => Phase::Running { spec, init, since },
+        (Some(init), None) => Phase::Launched { spec, init },
+    }
+}
+
+/// The spec of a request that was checked when it was accepted.
+fn spec_of(request: TaskRequest) -> JobSpec {
+    JobSpec {
+        name: request.name,
+        resource: wire::Resource { cpu: request.resource.cpu, mem: request.resource.mem },
+        command_line: request.command_line,
+        package_path: request.package_path,
+        image_id: request.image_id,
+        timeout: request.timeout,
+    }
+}
+
+/// The request that leads to this task again.
+fn request_of(origin: &TaskOrigin, spec: &JobSpec) -> TaskRequest {
+    TaskRequest {
+        name: spec.name.clone(),
+        resource: RequestedResource { cpu: spec.resource.cpu.clone(), mem: spec.resource.mem },
+        command_line: spec.command_line.clone(),
+        package_path: spec.package_path.clone(),
+        image_id: spec.image_id.clone(),
+        timeout: spec.timeout,
+        job_id: origin.job_id,
+        attempt: origin.attempt,
+        master: origin.master.clone(),
+    }
+}
+
+fn records_of(living: &Living) -> Vec<Record> {
+    let (id, event) = (living.task.id, living.told.event);
+    let Some(spec) = living.task.spec() else { return Vec::new() };
+    let request = Box::new(request_of(&living.task.origin, spec));
+    let mut records = vec![Record::Accepted { task: id, event, request }];
+    if let Some(init) = living.task.init() {
+        records.push(Record::Launched { task: id, pid: init.pid, start_time: init.start_time });
+    }
+    match &living.task.phase {
+        Phase::Running { since, .. } => records.push(Record::Started { task: id, event, at: *since }),
+        Phase::Stopping { start, .. } => {
+            if let Start::Since(at) = start {
+                records.push(Record::Started { task: id, event, at: *at });
+            }
+            records.push(Record::KillRequested { task: id });
+        }
+        Phase::Accepted { .. } | Phase::Launched { .. } | Phase::Ended { .. } => {}
+    }
+    records
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::tests::{node, spec};
+    use crate::task::{Init, Outcome};
+    use std::path::PathBuf;
+    use wire::{Attempt, InstanceId, JobId, State};
+
+    const GRACE: Duration = Duration::from_secs(5);
+    const INIT: Init = Init { pid: 7, start_time: 8 };
+
+    /// A table on a journal and an image folder of its own.
+    struct Fixture {
+        table: TaskTable,
+        folder: PathBuf,
+    }
+
+    impl Fixture {
+        fn new(name: &str) -> Fixture {
+            let folder = std::env::temp_dir().join(format!("berth-table-{}-{name}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            let table = table_in(&folder);
+            Fixture { table, folder }
+        }
+
+        /// The same journal read by the next supervisor.
+        fn restart(&mut self) {
+            self.table = table_in(&self.folder);
+        }
+
+        fn create(&mut self) -> TaskId {
+            self.table.create(request(None)).unwrap()
+        }
+
+        fn launch(&mut self, id: TaskId) {
+            assert_eq!(self.table.next_launch(), Some(id));
+            self.table.apply(id, Event::Launched(INIT), Now::read());
+        }
+
+        fn end(&mut self, id: TaskId) {
+            self.table.apply(id, Event::InitExited(finished()), Now::read());
+        }
+
+        fn deeds(&mut self) -> Vec<(TaskId, Deed)> {
+            std::iter::from_fn(|| self.table.next_deed()).collect()
+        }
+
+        fn status(&self, id: TaskId) -> State {
+            self.table.report(id).unwrap().status
+        }
+
+        /// The sums agree with the tables they are sums of.
+        fn check_sanity(&self) {
+            let table = &self.table;
+            let used = table.living.values().fold(Share::default(), |sum, living| sum.plus(living.share));
+            assert_eq!(table.used, used);
+            assert_eq!(table.by_event.len(), table.living.len() + table.ended.len());
+            assert_eq!(table.ended_by_event.len(), table.ended.len());
+            assert!(table.by_event.iter().all(|(event, id)| table.report(*id).unwrap().event == *event));
+        }
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            self.check_sanity();
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+
+    fn table_in(folder: &std::path::Path) -> TaskTable {
+        let node = node(folder.join("img"));
+        let (journal, records) = Journal::open(&folder.join("journal")).unwrap();
+        let mut history = History::replay(records);
+        history.begin_era(Era { boot: node.boot.clone(), bases: crate::cgroup::Bases::default() });
+        let mut table = TaskTable::new(node, GRACE, journal, history, Now::read());
+        table.compact().unwrap();
+        table
+    }
+
+    fn request(attempt: Option<u32>) -> TaskRequest {
+        let origin = TaskOrigin {
+            job_id: attempt.map(|_| JobId(1)),
+            attempt: attempt.map(Attempt),
+            master: Some(InstanceId("m".into())),
+        };
+        request_of(&origin, &spec("1", 400, "busybox", ""))
+    }
+
+    fn finished() -> Outcome {
+        Outcome {
+            status: State::Finished,
+            cause: None,
+            exit_code: Some(0),
+            started_at: None,
+            ended_at: Now::read().wall,
+            cpu: None,
+            memory_peak_bytes: None,
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_now_is_refused_until_something_ends() {
+        let mut it = Fixture::new("room");
+        let first = it.create();
+        it.create();
+        let refusal = it.table.create(request(None)).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::NoRoom);
+        assert_eq!(refusal.message, "1 CPUs and 400 MiB are asked, 0 CPUs and 200 MiB are free");
+        it.launch(first);
+        it.end(first);
+        it.create();
+    }
+
+    #[test]
+    fn the_same_attempt_is_the_same_task_even_when_the_node_is_full_and_after_a_restart() {
+        let mut it = Fixture::new("same");
+        let first = it.table.create(request(Some(1))).unwrap();
+        let second = it.table.create(request(Some(2))).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(it.table.create(request(Some(1))), Ok(first));
+        it.restart();
+        assert_eq!(it.table.create(request(Some(2))), Ok(second));
+        it.table.kill(second, Now::read()).unwrap();
+        assert_eq!(it.table.create(request(Some(2))), Ok(second));
+    }
+
+    #[test]
+    fn a_create_without_attempt_always_starts_a_new_task() {
+        let mut it = Fixture::new("new");
+        assert_ne!(it.create(), it.create());
+    }
+
+    #[test]
+    fn the_journal_knows_init_before_init_is_told_to_go() {
+        let mut it = Fixture::new("go");
+        let id = it.create();
+        it.launch(id);
+        let lines = std::fs::read_to_string(it.folder.join("journal")).unwrap();
+        assert!(lines.ends_with("{\"record\":\"launched\",\"task\":1,\"pid\":7,\"startTime\":8}\n"), "{lines}");
+        assert_eq!(it.deeds(), [(id, Deed::SayGo)]);
+    }
+
+    #[test]
+    fn a_task_survives_restarts_in_every_phase() {
+        let mut it = Fixture::new("phases");
+        let (running, stopping) = (it.create(), it.create());
+        it.launch(running);
+        it.table.apply(running, Event::Started(Some(Now::read().wall)), Now::read());
+        it.launch(stopping);
+        it.table.kill(stopping, Now::read()).unwrap();
+        for _ in 0..2 {
+            let before: Vec<_> = it.table.changes_after(EventNumber(0));
+            it.restart();
+            assert_eq!(it.table.changes_after(EventNumber(0)), before);
+            assert_eq!((it.status(running), it.status(stopping)), (State::Running, State::Assigned));
+            assert!(it.table.next_deadline().is_some(), "the kill's deadline was forgotten");
+        }
+        it.end(running);
+        it.restart();
+        assert_eq!(it.status(running), State::Finished);
+    }
+
+    #[test]
+    fn an_accepted_task_is_launched_by_the_next_supervisor_once_it_is_put_in_the_queue() {
+        let mut it = Fixture::new("accepted");
+        let id = it.create();
+        it.restart();
+        assert_eq!(it.table.survivors().count(), 1);
+        it.table.queue(id);
+        assert_eq!(it.table.next_launch(), Some(id));
+    }
+
+    #[test]
+    fn a_task_killed_before_its_launch_is_never_launched() {
+        let mut it = Fixture::new("early");
+        let id = it.create();
+        it.table.kill(id, Now::read()).unwrap();
+        assert_eq!(it.status(id), State::Killed);
+        assert_eq!(it.table.next_launch(), None);
+        assert_eq!(it.table.free(), it.table.node().total);
+    }
+
+    #[test]
+    fn killing_twice_is_fine_and_killing_nobody_is_not_found() {
+        let mut it = Fixture::new("twice");
+        let id = it.create();
+        it.launch(id);
+        it.table.kill(id, Now::read()).unwrap();
+        it.table.kill(id, Now::read()).unwrap();
+        assert_eq!(it.deeds(), [(id, Deed::SayGo), (id, Deed::Terminate)]);
+        assert_eq!(it.table.kill(TaskId(99), Now::read()).unwrap_err().code, RefusalCode::NotFound);
+    }
+
+    #[test]
+    fn acknowledging_an_end_forgets_the_task_but_not_one_that_lives() {
+        let mut it = Fixture::new("acknowledge");
+        let (ended, alive) = (it.create(), it.create());
+        it.launch(ended);
+        it.end(ended);
+        let last = it.table.last_event();
+        assert_eq!(it.table.acknowledge(EventNumber(last.0 - 1)), EventNumber(last.0 - 1));
+        assert!(it.table.report(ended).is_some());
+        it.table.acknowledge(last);
+        assert!(it.table.report(ended).is_none() && it.table.report(alive).is_some());
+        it.restart();
+        assert!(it.table.report(ended).is_none() && it.table.report(alive).is_some());
+        assert_eq!(it.table.last_event(), last);
+    }
+
+    #[test]
+    fn a_number_that_was_never_given_out_acknowledges_nothing() {
+        let mut it = Fixture::new("stranger");
+        let id = it.create();
+        it.launch(id);
+        it.end(id);
+        assert_eq!(it.table.acknowledge(EventNumber(1_000_000)), EventNumber(0));
+        assert!(it.table.report(id).is_some());
+    }
+
+    #[test]
+    fn beyond_the_cap_the_oldest_ended_task_is_forgotten() {
+        let mut it = Fixture::new("cap");
+        for _ in 0..=MAX_ENDED {
+            let id = it.create();
+            it.table.kill(id, Now::read()).unwrap();
+        }
+        assert_eq!(it.table.ended.len(), MAX_ENDED);
+        assert!(it.table.report(TaskId(1)).is_none() && it.table.report(TaskId(2)).is_some());
+    }
+
+    #[test]
+    fn while_the_journal_cannot_be_written_nothing_is_told_accepted_or_launched_and_then_all_is_in_order() {
+        let mut it = Fixture::new("full");
+        let (id, waiting) = (it.create(), it.create());
+        it.launch(id);
+        let last = it.table.last_event();
+        it.table.journal.fail_writes(true);
+        it.end(id);
+        assert_eq!((it.status(id), it.table.last_event()), (State::Assigned, last));
+        assert_eq!(it.table.next_launch(), None);
+        it.table.kill(waiting, Now::read()).unwrap();
+        assert_eq!(it.table.create(request(None)).unwrap_err().code, RefusalCode::Busy);
+        it.table.journal.fail_writes(false);
+        let later = Now { instant: Instant::now() + WRITE_AGAIN, ..Now::read() };
+        it.table.expire(later);
+        assert_eq!((it.status(id), it.status(waiting)), (State::Finished, State::Killed));
+        assert_eq!(it.deeds(), [(id, Deed::SayGo), (id, Deed::Release), (waiting, Deed::Release)]);
+        it.restart();
+        assert_eq!((it.status(id), it.status(waiting)), (State::Finished, State::Killed));
+    }
+
+    #[test]
+    fn a_kill_goes_out_even_when_the_journal_cannot_be_written() {
+        let mut it = Fixture::new("killfull");
+        let id = it.create();
+        it.launch(id);
+        it.table.journal.fail_writes(true);
+        it.table.kill(id, Now::read()).unwrap();
+        assert_eq!(it.deeds(), [(id, Deed::SayGo), (id, Deed::Terminate)]);
+        it.table.journal.fail_writes(false);
+    }
+}
