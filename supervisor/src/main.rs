@@ -1,3 +1,80 @@
-//! Not yet.
+//! berth's node supervisor: one thread that launches, watches and reaps containers.
 
-fn main() {}
+pub mod adopt;
+pub mod cgroup;
+pub mod config;
+pub mod containers;
+pub mod control;
+pub mod event_loop;
+pub mod history;
+pub mod images;
+pub mod journal;
+pub mod launch;
+pub mod lxc_config;
+pub mod machine;
+pub mod namespaces;
+pub mod node;
+pub mod output;
+pub mod packages;
+pub mod rootfs;
+pub mod run;
+#[cfg(test)]
+mod scratch;
+pub mod security;
+pub mod serve;
+pub mod state_dir;
+pub mod sweep;
+pub mod sys;
+pub mod task;
+pub mod task_table;
+
+use std::process::ExitCode;
+
+use config::{Command, NodeConfig};
+
+fn main() -> ExitCode {
+    wire::stderr_log::init();
+    if let Err(error) = sys::run_from_sealed_copy() {
+        log::warn!("cannot run from a sealed copy of this program: {error}");
+    }
+    match config::parse(std::env::args_os()).map_err(Into::into).and_then(perform) {
+        Ok(status) => status,
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    match command {
+        Command::Serve(node) => serve::serve(&node)?,
+        Command::Run { node, spec, network } => {
+            let status = run::run(&launch_settings(&node)?, &node.cgroup_root, &spec, network, node.grace)?;
+            return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
+        }
+        Command::Doctor(_) => return Err("doctor is not built yet".into()),
+        Command::ImageAdd { node, image, source } => images::add(&images_of(&node), &image, &source)?,
+        Command::ImageList(node) => {
+            for image in images::list(&images_of(&node))? {
+                println!("{image}");
+            }
+        }
+        Command::ImageRemove { node, image } => images::remove(&images_of(&node), &image)?,
+        Command::Help => print!("{}", config::USAGE),
+        Command::Version => println!("berth-supervisor {}", env!("CARGO_PKG_VERSION")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn images_of(node: &NodeConfig) -> std::path::PathBuf {
+    node.state_dir.join("img")
+}
+
+fn launch_settings(node: &NodeConfig) -> Result<launch::Settings, launch::UnionError> {
+    Ok(launch::Settings {
+        state_dir: node.state_dir.clone(),
+        package_roots: node.package_roots.clone(),
+        union: launch::choose_union(node.union, &node.state_dir)?,
+    })
+}

@@ -1,0 +1,198 @@
+//! At start: the journal against reality. Which tasks live, which ended meanwhile, which never began,
+//! and what is left of nobody.
+
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, PidfdFlags};
+use wire::{BootId, ContainerId, Reason, TaskId};
+
+use crate::cgroup::{CgroupError, Layout};
+use crate::containers::Containers;
+use crate::history::Era;
+use crate::launch;
+use crate::task::{Event, Init, Now, Phase, Task};
+use crate::task_table::TaskTable;
+
+/// How containers of `berth-supervisor run` are named: they belong to whoever runs them.
+const FOREGROUND_PREFIX: &str = "run-";
+
+/// The cgroups of this boot's eras, each opened once.
+#[derive(Debug)]
+pub struct Layouts {
+    /// Opened; ours is the last.
+    pub opened: Vec<Layout>,
+    /// For each era its layout among them; `None` for an era of another boot.
+    pub of_era: Vec<Option<usize>>,
+}
+
+/// Opens the cgroups that tasks of `eras` may be in. `ours` is the layout of the last era.
+pub fn open_layouts(eras: &[Era], boot: &BootId, ours: Layout) -> Result<Layouts, CgroupError> {
+    let mut bases = Vec::new();
+    for era in eras.iter().filter(|era| era.boot == *boot && era.bases != ours.bases()) {
+        if !bases.contains(&era.bases) {
+            bases.push(era.bases.clone());
+        }
+    }
+    let mut opened = bases.iter().map(Layout::from_bases).collect::<Result<Vec<_>, _>>()?;
+    opened.push(ours);
+    let of_era = eras.iter().map(|era| {
+        let index = bases.iter().position(|known| *known == era.bases).unwrap_or(bases.len());
+        (era.boot == *boot).then_some(index)
+    });
+    Ok(Layouts { of_era: of_era.collect(), opened })
+}
+
+/// What is to become of a task that had not ended when the last supervisor did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Nothing of it ran: launch it.
+    Launch,
+    /// Its init lives: watch it.
+    Watch,
+    /// Its init is gone: its record says how it ended.
+    End,
+    /// The machine was booted anew. Even one without a launch on record may have run: the record's
+    /// line may be among those that a power cut took.
+    Rebooted,
+}
+
+fn fate(same_boot: bool, launched: bool, alive: bool) -> Fate {
+    match (same_boot, launched, alive) {
+        (false, _, _) => Fate::Rebooted,
+        (true, false, _) => Fate::Launch,
+        (true, true, true) => Fate::Watch,
+        (true, true, false) => Fate::End,
+    }
+}
+
+/// How many tasks met which fate.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Tally {
+    launch: usize,
+    watch: usize,
+    end: usize,
+    rebooted: usize,
+}
+
+/// Finds out what became of every unfinished task, and has removed what belongs to none.
+pub fn adopt(table: &mut TaskTable, containers: &mut Containers, of_era: &[Option<usize>], now: Now) {
+    let survivors: Vec<(Task, usize)> = table.survivors().map(|(task, era)| (task.clone(), era)).collect();
+    let mut tally = Tally::default();
+    for (task, era) in survivors {
+        let layout = of_era.get(era).copied().flatten();
+        let init = task.init().filter(|_| layout.is_some()).and_then(living);
+        match fate(layout.is_some(), task.init().is_some(), init.is_some()) {
+            Fate::Launch => {
+                tally.launch += 1;
+                table.launch_again(task.id);
+            }
+            Fate::Watch => {
+                tally.watch += 1;
+                watch(table, containers, &task, init, layout.unwrap_or_default(), now);
+            }
+            Fate::End => {
+                tally.end += 1;
+                end(table, containers, &task, layout, now);
+            }
+            Fate::Rebooted => {
+                tally.rebooted += 1;
+                end(table, containers, &task, None, now);
+            }
+        }
+    }
+    if tally != Tally::default() {
+        let Tally { launch, watch, end, rebooted } = tally;
+        log::info!(
+            "of the tasks that had not ended, {watch} are running, {end} ended meanwhile, {rebooted} were cut off by \
+             a reboot, {launch} are launched now"
+        );
+    }
+    sweep_what_is_nobodys(table, containers, now);
+}
+
+fn watch(
+    table: &mut TaskTable,
+    containers: &mut Containers,
+    task: &Task,
+    init: Option<OwnedFd>,
+    layout: usize,
+    now: Now,
+) {
+    let Some(pidfd) = init else { return };
+    if let Err(error) = containers.adopt(task.id, pidfd, layout) {
+        // Not watching it would leave its end unseen; a supervisor without descriptors cannot go on anyhow.
+        log::error!("cannot watch init of task {}: {error}", task.id);
+        return;
+    }
+    if matches!(task.phase, Phase::Launched { .. }) {
+        match containers.has_begun(task.id) {
+            true => table.apply(task.id, Event::Started(None), now),
+            false => containers.look_for_start(task.id, now),
+        }
+    }
+}
+
+fn end(table: &mut TaskTable, containers: &Containers, task: &Task, layout: Option<usize>, now: Now) {
+    let Some(spec) = task.spec() else { return };
+    let event = match task.phase {
+        Phase::Accepted { .. } => Event::LaunchFailed(Reason::NodeRebooted),
+        Phase::Launched { .. } | Phase::Running { .. } | Phase::Stopping { .. } | Phase::Ended { .. } => {
+            containers.end_of(task.id, spec, layout, now)
+        }
+    };
+    table.apply(task.id, event, now);
+}
+
+/// The init with this identity, if it is still alive. The pidfd comes first: should the pid have passed
+/// to another process, that one started later, and should it pass on after this, the pidfd is still init's.
+fn living(init: Init) -> Option<OwnedFd> {
+    let pidfd = rustix::process::pidfd_open(Pid::from_raw(init.pid)?, PidfdFlags::empty()).ok()?;
+    let started = launch::start_time(init.pid).ok()?;
+    (started == init.start_time).then_some(pidfd)
+}
+
+/// Kills and removes cgroups and folders that no task owns. A foreground run's are left while it lives.
+fn sweep_what_is_nobodys(table: &TaskTable, containers: &mut Containers, now: Now) {
+    for name in containers.names() {
+        let owned = task_named(&name).is_some_and(|task| table.spec(task).is_some());
+        let foreground = name.starts_with(FOREGROUND_PREFIX) && containers.is_held(&name);
+        if !owned && !foreground {
+            log::info!("removing {name}, which belongs to no task");
+            containers.remove_remnant(&name, now);
+        }
+    }
+}
+
+fn task_named(name: &str) -> Option<TaskId> {
+    name.parse().ok().map(|ContainerId(task)| task)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_unfinished_task_has_one_fate() {
+        assert_eq!(fate(true, true, true), Fate::Watch);
+        assert_eq!(fate(true, true, false), Fate::End);
+        assert_eq!(fate(true, false, false), Fate::Launch);
+        for (launched, alive) in [(false, false), (true, false), (true, true)] {
+            assert_eq!(fate(false, launched, alive), Fate::Rebooted);
+        }
+    }
+
+    #[test]
+    fn a_pid_that_was_given_to_another_process_is_not_taken_for_init() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let start_time = launch::start_time(pid).unwrap();
+        assert!(living(Init { pid, start_time }).is_some());
+        assert!(living(Init { pid, start_time: start_time + 1 }).is_none());
+        assert!(living(Init { pid: i32::MAX, start_time }).is_none());
+    }
+
+    #[test]
+    fn only_container_names_lead_to_tasks() {
+        assert_eq!(task_named("t7-cont"), Some(TaskId(7)));
+        assert_eq!((task_named("run-7-cont"), task_named("t7-cont-left-1")), (None, None));
+    }
+}

@@ -1,0 +1,455 @@
+//! The task table's hands: launches, signals and reaps inits, reads what they left, removes cgroups.
+//!
+//! It owns every pidfd and every line to an init. It decides nothing about tasks, and it never blocks:
+//! what is still busy is tried again later, and folders are the sweeper's business.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+use wire::task::TaskOrigin;
+use wire::{ContainerId, JobSpec, NodeId, Reason, TaskId};
+
+use crate::cgroup::{Layout, Removal, Usage};
+use crate::event_loop::Watcher;
+use crate::launch::record::{self, End, EndRecord};
+use crate::launch::{InitLine, LaunchRequest, Launched, Launcher, Logs, Network};
+use crate::task::{Event, Init, Now, outcome};
+
+/// The first pause before a busy cgroup or folder is tried again; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// Attempts after which what cannot be removed is worth a word.
+const WORTH_A_WORD: u32 = 12;
+/// How often we look whether an adopted task has begun, or what a launch waits for has gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Where things are, and how long a task may take to end.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Container folders, `cont/` of the state dir.
+    pub containers: PathBuf,
+    /// The share.
+    pub share: PathBuf,
+    /// This node, below the share.
+    pub node: NodeId,
+    /// Between SIGTERM and SIGKILL.
+    pub grace: Duration,
+}
+
+impl Places {
+    /// The folder of a container.
+    pub fn folder(&self, container: &str) -> PathBuf {
+        self.containers.join(container)
+    }
+
+    /// The log folder of a task.
+    pub fn logs(&self, task: TaskId) -> PathBuf {
+        self.share.join("nodes").join(self.node.to_string()).join(format!("task{task}"))
+    }
+}
+
+/// An init that lives.
+#[derive(Debug)]
+struct LiveInit {
+    pidfd: OwnedFd,
+    /// The line to it; an adopted init's was cut when its supervisor died.
+    line: Option<InitLine>,
+    /// Whether it may have been told to go.
+    told: bool,
+    /// Its layout.
+    layout: usize,
+}
+
+/// Something that belongs to nobody any more, and is not gone yet.
+#[derive(Debug)]
+struct Remnant {
+    /// Name of container, cgroup and folder.
+    name: String,
+    tries: u32,
+}
+
+/// All containers of this node.
+#[derive(Debug)]
+pub struct Containers {
+    launcher: Launcher,
+    places: Places,
+    /// The cgroups of this boot's eras; ours is the last.
+    layouts: Vec<Layout>,
+    watcher: Watcher,
+    inits: HashMap<TaskId, LiveInit>,
+    /// Adopted tasks of which nobody has heard whether they had begun, by when to look.
+    unheard: BTreeMap<TaskId, Instant>,
+    /// Tasks to be launched again, by when to look whether nothing is in the way any more.
+    clearing: BTreeMap<TaskId, Instant>,
+    remnants: BTreeMap<(Instant, u64), Remnant>,
+    /// Numbers remnants and folders that were put aside.
+    counter: u64,
+    folders_to_sweep: Vec<PathBuf>,
+}
+
+impl Containers {
+    /// No containers yet.
+    pub fn new(launcher: Launcher, places: Places, layouts: Vec<Layout>, watcher: Watcher) -> Containers {
+        Containers {
+            launcher,
+            places,
+            layouts,
+            watcher,
+            inits: HashMap::new(),
+            unheard: BTreeMap::new(),
+            clearing: BTreeMap::new(),
+            remnants: BTreeMap::new(),
+            counter: 0,
+            folders_to_sweep: Vec::new(),
+        }
+    }
+
+    fn current(&self) -> usize {
+        self.layouts.len() - 1
+    }
+
+    /// Clones an init for the task. It builds the container and waits for [`Containers::say_go`].
+    pub fn launch(&mut self, task: TaskId, spec: &JobSpec, origin: &TaskOrigin) -> Result<Init, Reason> {
+        let container = ContainerId(task).to_string();
+        let request = LaunchRequest {
+            container: &container,
+            spec,
+            environment: self.environment(task, origin),
+            logs: Logs::Folder(self.places.logs(task)),
+            network: Network::None,
+            grace: self.places.grace,
+            die_with_parent: false,
+        };
+        let layout = self.current();
+        let launched = self.launcher.launch(&self.layouts[layout], request).map_err(|error| {
+            log::warn!("{error}");
+            error.reason()
+        })?;
+        self.watch(task, launched, layout)
+            .map_err(|error| Reason::LaunchFailed { step: "watch init".to_owned(), cause: error.to_string() })
+    }
+
+    fn environment(&self, task: TaskId, origin: &TaskOrigin) -> Vec<(String, String)> {
+        let known = [
+            ("BERTH_NODE_ID", Some(self.places.node.to_string())),
+            ("BERTH_TASK_ID", Some(task.to_string())),
+            ("BERTH_JOB_ID", origin.job_id.map(|job| job.to_string())),
+            ("BERTH_ATTEMPT", origin.attempt.map(|attempt| attempt.to_string())),
+        ];
+        known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+
+    /// Should watching fail, the line is cut with the value that holds it, and init leaves by itself.
+    fn watch(&mut self, task: TaskId, launched: Launched, layout: usize) -> io::Result<Init> {
+        let Launched { pidfd, pid, start_time, line } = launched;
+        self.watcher.watch_init(task, pidfd.as_fd())?;
+        self.watcher.watch_line(task, &line).inspect_err(|_| self.watcher.release(&pidfd))?;
+        self.inits.insert(task, LiveInit { pidfd, line: Some(line), told: false, layout });
+        Ok(Init { pid, start_time })
+    }
+
+    /// Takes over an init that an earlier supervisor launched.
+    pub fn adopt(&mut self, task: TaskId, pidfd: OwnedFd, layout: usize) -> io::Result<()> {
+        self.watcher.watch_init(task, pidfd.as_fd())?;
+        // Without a line nothing can be said to it; whether it was told to go is for its record to say.
+        self.inits.insert(task, LiveInit { pidfd, line: None, told: true, layout });
+        Ok(())
+    }
+
+    /// Looks every now and then whether an adopted task has begun.
+    pub fn look_for_start(&mut self, task: TaskId, now: Now) {
+        self.unheard.insert(task, now.instant);
+    }
+
+    /// Lets init run the command.
+    pub fn say_go(&mut self, task: TaskId) {
+        let Some(init) = self.inits.get_mut(&task) else { return };
+        init.told = true;
+        if let Some(Err(error)) = init.line.as_ref().map(InitLine::go) {
+            // It has exited already, and its record says why.
+            log::debug!("cannot tell init of task {task} to go: {error}");
+        }
+    }
+
+    /// The line to init can be read: the command has begun, or init has closed it.
+    pub fn hear(&mut self, task: TaskId) -> Option<Event> {
+        let init = self.inits.get_mut(&task)?;
+        match init.line.as_ref()?.started() {
+            Ok(Some(at)) => {
+                self.cut_line(task);
+                Some(Event::Started(Some(at)))
+            }
+            Ok(None) => None,
+            Err(error) => {
+                log::debug!("the line to init of task {task} has ended: {error}");
+                self.cut_line(task);
+                None
+            }
+        }
+    }
+
+    fn cut_line(&mut self, task: TaskId) {
+        if let Some(line) = self.inits.get_mut(&task).and_then(|init| init.line.take()) {
+            self.watcher.release(&line);
+        }
+    }
+
+    /// Asks init to end the task. One that still waits for the word learns by the end of its line that
+    /// it will not come.
+    pub fn terminate(&mut self, task: TaskId) {
+        match self.inits.get(&task) {
+            Some(init) if init.told => self.signal(task, Signal::TERM),
+            Some(_) => self.cut_line(task),
+            None => {}
+        }
+    }
+
+    /// SIGKILL to init and to all that is left in the cgroup.
+    pub fn kill(&mut self, task: TaskId) {
+        if let Some(init) = self.inits.get(&task) {
+            self.layouts[init.layout].kill(&ContainerId(task).to_string());
+            self.signal(task, Signal::KILL);
+        }
+    }
+
+    fn signal(&self, task: TaskId, signal: Signal) {
+        let Some(init) = self.inits.get(&task) else { return };
+        match rustix::process::pidfd_send_signal(&init.pidfd, signal) {
+            // Gone already: its exit is heard next.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => log::error!("cannot send {signal:?} to init of task {task}: {errno}"),
+        }
+    }
+
+    /// Init's pidfd fired: reaps it and tells how the task ended.
+    pub fn reap(&mut self, task: TaskId, spec: &JobSpec, now: Now) -> Option<Event> {
+        self.cut_line(task);
+        let init = self.inits.remove(&task)?;
+        self.unheard.remove(&task);
+        self.watcher.release(&init.pidfd);
+        if let Err(errno) = reap(&init.pidfd)
+            && errno != rustix::io::Errno::CHILD
+        {
+            log::warn!("cannot reap init of task {task}: {errno}");
+        }
+        let record = self.record(task);
+        if record.is_none() && !init.told {
+            return Some(Event::NeverRan);
+        }
+        Some(self.end(task, record.as_ref(), spec, Some(init.layout), now))
+    }
+
+    /// What the dead init of a task left behind. `layout`: of this boot; `None` after a reboot.
+    pub fn end_of(&self, task: TaskId, spec: &JobSpec, layout: Option<usize>, now: Now) -> Event {
+        self.end(task, self.record(task).as_ref(), spec, layout, now)
+    }
+
+    fn end(&self, task: TaskId, end: Option<&EndRecord>, spec: &JobSpec, layout: Option<usize>, now: Now) -> Event {
+        if layout.is_some() && end.is_some_and(|record| never_told(&record.end)) {
+            return Event::NeverRan;
+        }
+        let end = end.filter(|record| !never_told(&record.end));
+        let usage =
+            layout.map_or_else(Usage::default, |index| self.layouts[index].usage(&ContainerId(task).to_string()));
+        Event::InitExited(outcome(end, &usage, spec.resource.mem, layout.is_none(), now))
+    }
+
+    fn record(&self, task: TaskId) -> Option<EndRecord> {
+        let folder = self.places.folder(&ContainerId(task).to_string());
+        record::read(&folder).unwrap_or_else(|error| {
+            log::error!("cannot read the end record in {}: {error}", folder.display());
+            None
+        })
+    }
+
+    /// The task is over: its cgroups and its folder are to go.
+    pub fn release(&mut self, task: TaskId, now: Now) {
+        self.remove_remnant(&ContainerId(task).to_string(), now);
+    }
+
+    /// Removes what is left under this name, as soon as it can be.
+    pub fn remove_remnant(&mut self, name: &str, now: Now) {
+        self.try_remnant(Remnant { name: name.to_owned(), tries: 0 }, now);
+    }
+
+    fn try_remnant(&mut self, mut remnant: Remnant, now: Now) {
+        if self.is_gone(&remnant.name, remnant.tries) {
+            let folder = self.places.folder(&remnant.name);
+            // A task that was never launched has none.
+            if folder.symlink_metadata().is_ok() {
+                self.folders_to_sweep.push(folder);
+            }
+            return;
+        }
+        remnant.tries += 1;
+        if remnant.tries == WORTH_A_WORD {
+            log::warn!("cannot remove what is left of {} yet: it is busy; trying on", remnant.name);
+        }
+        let pause = FIRST_PAUSE * 2_u32.saturating_pow(remnant.tries.min(16));
+        self.counter += 1;
+        self.remnants.insert((now.instant + pause.min(LAST_PAUSE), self.counter), remnant);
+    }
+
+    /// One pass over the cgroups of that name. What did not leave by itself is killed from the second
+    /// try on; an init that still holds the folder is on its way out, having nothing left to watch.
+    fn is_gone(&self, name: &str, tries: u32) -> bool {
+        let mut gone = !self.is_held(name);
+        for layout in &self.layouts {
+            if tries > 0 || !gone {
+                layout.kill(name);
+            }
+            match layout.remove(name) {
+                Ok(Removal::Gone) => {}
+                Ok(Removal::Busy) => gone = false,
+                Err(error) => {
+                    log::warn!("{error}");
+                    gone = false;
+                }
+            }
+        }
+        gone
+    }
+
+    /// Whether an init lives in the container of that name.
+    pub fn is_held(&self, name: &str) -> bool {
+        record::is_held(&self.places.folder(name)).unwrap_or_else(|error| {
+            log::warn!("cannot tell whether container {name} is alive: {error}");
+            true
+        })
+    }
+
+    /// Removes what an earlier launch of the task left; [`Containers::take_cleared`] tells when that is done.
+    pub fn clear_for_launch(&mut self, task: TaskId, now: Now) {
+        self.clearing.insert(task, now.instant);
+    }
+
+    /// Tasks that nothing is in the way of any more.
+    pub fn take_cleared(&mut self, now: Now) -> Vec<TaskId> {
+        let due: Vec<TaskId> = due(&self.clearing, now);
+        let (cleared, busy) = due.into_iter().partition::<Vec<_>, _>(|task| self.put_aside(*task));
+        for task in &cleared {
+            self.clearing.remove(task);
+        }
+        self.clearing.extend(busy.into_iter().map(|task| (task, now.instant + LOOK_AGAIN)));
+        cleared
+    }
+
+    fn put_aside(&mut self, task: TaskId) -> bool {
+        let name = ContainerId(task).to_string();
+        if !self.is_gone(&name, 1) {
+            return false;
+        }
+        let folder = self.places.folder(&name);
+        self.counter += 1;
+        let aside = self.places.folder(&format!("{name}-left-{}", self.counter));
+        match std::fs::rename(&folder, &aside) {
+            Ok(()) => {
+                self.folders_to_sweep.push(aside);
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => {
+                log::warn!("cannot put {} aside: {error}", folder.display());
+                false
+            }
+        }
+    }
+
+    /// Folders for the sweeper.
+    pub fn take_folders(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.folders_to_sweep)
+    }
+
+    /// Names of all cgroups and folders there are, whoever they belong to.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = std::collections::BTreeSet::new();
+        for layout in &self.layouts {
+            match layout.groups() {
+                Ok(groups) => names.extend(groups),
+                Err(error) => log::warn!("{error}"),
+            }
+        }
+        match std::fs::read_dir(&self.places.containers) {
+            Ok(entries) => names.extend(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok())),
+            Err(error) => log::warn!("cannot read {}: {error}", self.places.containers.display()),
+        }
+        names.into_iter().collect()
+    }
+
+    /// Whether anything of the task is in its cgroup: the command joins it right before it begins.
+    pub fn has_begun(&self, task: TaskId) -> bool {
+        let Some(init) = self.inits.get(&task) else { return false };
+        self.layouts[init.layout].has_members(&ContainerId(task).to_string())
+    }
+
+    /// When [`Containers::expire`] must be called.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let remnant = self.remnants.first_key_value().map(|((due, _), _)| *due);
+        self.unheard.values().chain(self.clearing.values()).copied().chain(remnant).min()
+    }
+
+    /// Tries again what was busy; tells which adopted tasks have begun.
+    pub fn expire(&mut self, now: Now) -> Vec<(TaskId, Event)> {
+        while let Some(entry) = self.remnants.first_entry().filter(|entry| entry.key().0 <= now.instant) {
+            let remnant = entry.remove();
+            self.try_remnant(remnant, now);
+        }
+        due(&self.unheard, now).into_iter().filter_map(|task| self.look(task, now)).collect()
+    }
+
+    fn look(&mut self, task: TaskId, now: Now) -> Option<(TaskId, Event)> {
+        if self.has_begun(task) {
+            self.unheard.remove(&task);
+            return Some((task, Event::Started(None)));
+        }
+        self.unheard.insert(task, now.instant + LOOK_AGAIN);
+        None
+    }
+
+    /// Removes the cgroup bases that are empty: at the end, or those of an earlier era.
+    pub fn remove_bases(&self) {
+        for layout in &self.layouts {
+            layout.remove_base();
+        }
+    }
+}
+
+fn due(times: &BTreeMap<TaskId, Instant>, now: Now) -> Vec<TaskId> {
+    times.iter().filter(|(_, at)| **at <= now.instant).map(|(task, _)| *task).collect()
+}
+
+/// Whether init left because the word to go never came.
+fn never_told(end: &End) -> bool {
+    matches!(end, End::LaunchFailed { step, .. } if step == record::NEVER_TOLD)
+}
+
+/// Collects an exited child (waitid(2)). ECHILD: it is an adopted one, and another's to reap.
+pub fn reap(pidfd: &OwnedFd) -> Result<Option<i32>, rustix::io::Errno> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options)?;
+    Ok(status.and_then(|status| status.exit_status()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_init_that_was_never_told_to_go_is_known_by_its_record() {
+        let failed = |step: &str| End::LaunchFailed { step: step.into(), cause: String::new() };
+        assert!(never_told(&failed(record::NEVER_TOLD)));
+        assert!(!never_told(&failed("mount overlay")) && !never_told(&End::Killed));
+    }
+
+    #[test]
+    fn places_are_those_of_the_contract() {
+        let places =
+            Places { containers: "/s/cont".into(), share: "/mnt/share".into(), node: NodeId(3), grace: Duration::ZERO };
+        assert_eq!(places.folder(&ContainerId(TaskId(7)).to_string()), PathBuf::from("/s/cont/t7-cont"));
+        assert_eq!(places.logs(TaskId(7)), PathBuf::from("/mnt/share/nodes/3/task7"));
+    }
+}

@@ -1,0 +1,195 @@
+//! The loop's ear: one `mio::Poll` for sockets, signals and pidfds, and what it heard as a closed enum.
+//!
+//! It decides nothing. SIGCHLD is not among the signals: every child and every adopted init has a
+//! pidfd, which says who it was and wakes us once.
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+use wire::TaskId;
+use wire::http::{ConnectionId, Limits, Request, Server};
+
+const SIGNALS: Token = Token(0);
+/// One for the listener, the others for connections.
+const SERVER: Range<usize> = 1..0x1_0000;
+/// Children of our own, by pid: at most 2^22 on Linux (proc_sys_kernel(5), pid_max).
+const CHILDREN: Range<usize> = 0x1_0000..0x100_0000;
+/// Two for each task: its init's pidfd and the line to it.
+const TASKS: usize = 0x100_0000;
+
+/// What was heard.
+#[derive(Debug)]
+pub enum Event {
+    /// Somebody wants something.
+    Request(ConnectionId, Request),
+    /// Whoever wanted something has gone, or will at least send no more.
+    ClientGone(ConnectionId),
+    /// The line to a task's init can be read.
+    InitSpoke(TaskId),
+    /// A task's init has exited.
+    InitExited(TaskId),
+    /// A child of our own, the sweeper or a reader, has exited.
+    ChildExited(i32),
+    /// SIGTERM or SIGINT.
+    StopAsked,
+}
+
+/// The poll and what is always watched by it.
+pub struct EventLoop {
+    poll: Poll,
+    events: Events,
+    signals: Signals,
+    server: Server,
+}
+
+impl EventLoop {
+    /// Listens on `addr` and for the signals to stop.
+    pub fn new(addr: SocketAddr) -> io::Result<EventLoop> {
+        let poll = Poll::new()?;
+        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+        let server = Server::bind(addr, Limits::default(), poll.registry().try_clone()?, SERVER)?;
+        Ok(EventLoop { poll, events: Events::with_capacity(256), signals, server })
+    }
+
+    /// The connections.
+    pub fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.server.local_addr()
+    }
+
+    /// A way to have more watched.
+    pub fn watcher(&self) -> io::Result<Watcher> {
+        Ok(Watcher(self.poll.registry().try_clone()?))
+    }
+
+    /// Sleeps until something happens, or until `deadline`; without one, for as long as it takes.
+    pub fn turn(&mut self, deadline: Option<Instant>) -> io::Result<Vec<Event>> {
+        let wake = [deadline, self.server.next_deadline()].into_iter().flatten().min();
+        self.events.clear();
+        match self.poll.poll(&mut self.events, wake.map(until)) {
+            Ok(()) => {}
+            // A signal: its own pipe tells of it.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        Ok(self.sort_out(Instant::now()))
+    }
+
+    fn sort_out(&mut self, now: Instant) -> Vec<Event> {
+        let mut heard = Vec::new();
+        for event in &self.events {
+            match event.token() {
+                SIGNALS => heard.extend(self.signals.pending().map(|_| Event::StopAsked)),
+                token if self.server.owns(token) => self.server.ready(event, now),
+                Token(number) if CHILDREN.contains(&number) => heard.extend(child(number).map(Event::ChildExited)),
+                Token(number) => heard.push(of_task(number)),
+            }
+        }
+        self.server.expire(now);
+        while let Some((id, request)) = self.server.next_request() {
+            heard.push(Event::Request(id, request));
+        }
+        while let Some(id) = self.server.next_closed() {
+            heard.push(Event::ClientGone(id));
+        }
+        heard
+    }
+}
+
+/// mio rounds the time-out up to whole milliseconds, so we never wake early for nothing.
+fn until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+fn child(number: usize) -> Option<i32> {
+    i32::try_from(number - CHILDREN.start).ok()
+}
+
+fn of_task(number: usize) -> Event {
+    let task = TaskId(((number - TASKS) / 2) as u64);
+    if (number - TASKS) % 2 == 0 { Event::InitExited(task) } else { Event::InitSpoke(task) }
+}
+
+fn token_of(task: TaskId, line: bool) -> Token {
+    Token(TASKS + 2 * task.0 as usize + usize::from(line))
+}
+
+/// Has descriptors watched. What is watched must be given back before it is closed: a pidfd fires once
+/// more after its process was reaped, and a forked child may hold a copy that keeps it registered.
+#[derive(Debug)]
+pub struct Watcher(Registry);
+
+impl Watcher {
+    /// Watches for the exit of a task's init.
+    pub fn watch_init(&self, task: TaskId, pidfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.watch(pidfd, token_of(task, false))
+    }
+
+    /// Watches the line to a task's init.
+    pub fn watch_line(&self, task: TaskId, line: &impl AsFd) -> io::Result<()> {
+        self.watch(line.as_fd(), token_of(task, true))
+    }
+
+    /// Watches for the exit of a child of our own.
+    pub fn watch_child(&self, pid: i32, pidfd: BorrowedFd<'_>) -> io::Result<()> {
+        let number = usize::try_from(pid).map_err(io::Error::other)?;
+        self.watch(pidfd, Token(CHILDREN.start + number))
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        self.0.register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)
+    }
+
+    /// Watches it no longer.
+    pub fn release(&self, fd: &impl AsFd) {
+        if let Err(error) = self.0.deregister(&mut SourceFd(&fd.as_fd().as_raw_fd())) {
+            log::warn!("cannot stop watching a descriptor: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_children_and_tasks_never_meet_and_lead_back() {
+        for task in [0, 1, 7, u64::from(u32::MAX)] {
+            let exited = of_task(token_of(TaskId(task), false).0);
+            assert!(matches!(exited, Event::InitExited(TaskId(id)) if id == task));
+            let spoke = of_task(token_of(TaskId(task), true).0);
+            assert!(matches!(spoke, Event::InitSpoke(TaskId(id)) if id == task));
+        }
+        assert!(CHILDREN.contains(&(CHILDREN.start + (1 << 22))));
+        assert_eq!(child(CHILDREN.start + 4711), Some(4711));
+    }
+
+    #[test]
+    fn an_idle_loop_sleeps_until_its_deadline_and_hears_a_child_exit() {
+        let mut turn = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
+        let deadline = Instant::now() + Duration::from_millis(30);
+        assert!(turn.turn(Some(deadline)).unwrap().is_empty());
+        assert!(Instant::now() >= deadline);
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let watcher = turn.watcher().unwrap();
+        watcher.watch_child(pid.as_raw_nonzero().get(), pidfd.as_fd()).unwrap();
+        let heard = turn.turn(Some(Instant::now() + Duration::from_secs(10))).unwrap();
+        assert!(matches!(heard[..], [Event::ChildExited(exited)] if exited == pid.as_raw_nonzero().get()), "{heard:?}");
+        watcher.release(&pidfd);
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,314 @@
+//! The daemon: takes what the event loop heard to whoever it concerns, and does the table's deeds.
+//!
+//! It decides nothing and owns nothing but the others. One launch a turn: however many tasks arrive at
+//! once, the next request is answered within the time of one clone.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use wire::access::{Access, Token, TokenError};
+use wire::http::{ConnectionId, Request};
+use wire::node::{Refusal, RefusalCode};
+use wire::{BootId, TaskId};
+
+use crate::adopt;
+use crate::cgroup::{CgroupError, Layout};
+use crate::config::NodeConfig;
+use crate::containers::{Containers, Places};
+use crate::control::{self, LongPolls, Reply};
+use crate::event_loop::{Event, EventLoop, Watcher};
+use crate::history::{Era, History};
+use crate::journal::{Journal, JournalError};
+use crate::launch::{self, LaunchError, Launcher, Settings, UnionError};
+use crate::node::{self, Node, Share};
+use crate::output::{OutputRequest, Readers};
+use crate::state_dir::{StateDir, StateDirError};
+use crate::sweep::{Sweeper, Synced};
+use crate::task::{self, Now};
+use crate::task_table::{Deed, TaskTable};
+
+/// Why the daemon cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The state dir is not to be had.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// The journal cannot be read, or not relied on any more.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The journal cannot be rewritten.
+    #[error("{0}")]
+    Compaction(String),
+    /// The cgroups are not to be had.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The launcher cannot be readied.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// Layers cannot be united here.
+    #[error(transparent)]
+    Union(#[from] UnionError),
+    /// The token file.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Somebody else listens there, or nobody can.
+    #[error("cannot listen on {addr}: {cause}; hint: is another supervisor running? --listen takes another port")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// What the kernel said.
+        cause: std::io::Error,
+    },
+    /// The boot id or the poll.
+    #[error("cannot {doing}: {cause}")]
+    System {
+        /// The verb.
+        doing: &'static str,
+        /// What the kernel said.
+        cause: std::io::Error,
+    },
+}
+
+fn cannot(doing: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
+    move |cause| ServeError::System { doing, cause }
+}
+
+/// Serves until asked to stop. Tasks go on without us, and the next supervisor adopts them.
+pub fn serve(config: &NodeConfig) -> Result<(), ServeError> {
+    let access = Access::new(config.token_file.as_deref().map(Token::from_file).transpose()?, []);
+    let state_dir = StateDir::lock(&config.state_dir)?;
+    let mut supervisor = Supervisor::start(config, &state_dir, access)?;
+    supervisor.run()?;
+    supervisor.leave();
+    Ok(())
+}
+
+/// All rooms of the daemon.
+struct Supervisor {
+    events: EventLoop,
+    watcher: Watcher,
+    access: Access,
+    table: TaskTable,
+    containers: Containers,
+    places: Places,
+    polls: LongPolls,
+    readers: Readers,
+    sweeper: Sweeper,
+}
+
+impl Supervisor {
+    /// Reads the journal, adopts the living, and listens. Listening comes first of what can fail, so that
+    /// a port in use changes nothing; it answers only when all is known.
+    fn start(config: &NodeConfig, state_dir: &StateDir, access: Access) -> Result<Supervisor, ServeError> {
+        let listen = |cause| ServeError::Listen { addr: config.listen, cause };
+        let events = EventLoop::new(config.listen).map_err(listen)?;
+        let boot = launch::boot_id().map_err(cannot("read the boot id"))?;
+        let settings = Settings {
+            state_dir: config.state_dir.clone(),
+            package_roots: config.package_roots.clone(),
+            union: launch::choose_union(config.union, &config.state_dir)?,
+        };
+        let launcher = Launcher::new(&settings)?;
+        let layout = Layout::prepare(&config.cgroup_root)?;
+        let node = this_node(config, &settings, state_dir, &boot, &layout)?;
+        let (journal, records) = Journal::open(&state_dir.journal())?;
+        let mut history = History::replay(records);
+        history.skip_what_a_power_cut_may_have_taken(&boot);
+        history.begin_era(Era { boot: boot.clone(), bases: layout.bases() });
+        let layouts = adopt::open_layouts(&history.eras, &boot, layout)?;
+        let places = Places {
+            containers: config.state_dir.join("cont"),
+            share: config.share.clone(),
+            node: config.id,
+            grace: config.grace,
+        };
+        let now = Now::read();
+        let mut table = TaskTable::new(node, config.grace, journal, history, now);
+        // From here on what is written belongs to our era.
+        table.compact().map_err(ServeError::Compaction)?;
+        let watcher = events.watcher().map_err(cannot("watch anything"))?;
+        let own_watcher = events.watcher().map_err(cannot("watch anything"))?;
+        let mut containers = Containers::new(launcher, places.clone(), layouts.opened, watcher);
+        adopt::adopt(&mut table, &mut containers, &layouts.of_era, now);
+        Ok(Supervisor {
+            events,
+            watcher: own_watcher,
+            access,
+            table,
+            containers,
+            places,
+            polls: LongPolls::default(),
+            readers: Readers::default(),
+            sweeper: Sweeper::default(),
+        })
+    }
+
+    /// Turns until asked to stop.
+    fn run(&mut self) -> Result<(), ServeError> {
+        let addr = self.events.local_addr().map_err(cannot("tell where we listen"))?;
+        let Share { cpu, mem_mib } = self.table.node().total;
+        log::info!("node {} listens on {addr} with {cpu} CPUs and {mem_mib} MiB to give out", self.places.node);
+        self.settle(Now::read());
+        loop {
+            let deadline = self.next_deadline();
+            let heard = self.events.turn(deadline).map_err(cannot("wait for events"))?;
+            let now = Now::read();
+            for event in heard {
+                if matches!(event, Event::StopAsked) {
+                    return Ok(());
+                }
+                self.react(event, now);
+            }
+            self.expire(now);
+            self.settle(now);
+            if let Some(lost) = self.table.take_lost_journal() {
+                return Err(lost.into());
+            }
+        }
+    }
+
+    /// The least of everybody's deadlines; at once, if there is something to launch.
+    fn next_deadline(&self) -> Option<Instant> {
+        let launch = self.table.has_launches().then(Instant::now);
+        let deadlines = [
+            launch,
+            self.table.next_deadline(),
+            self.containers.next_deadline(),
+            self.polls.next_deadline(),
+            self.readers.next_deadline(),
+            self.sweeper.next_deadline(),
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn react(&mut self, event: Event, now: Now) {
+        match event {
+            Event::Request(connection, request) => self.answer(connection, &request, now),
+            Event::ClientGone(connection) => {
+                if self.polls.drop_client(connection) {
+                    self.events.server().close(connection, now.instant);
+                }
+            }
+            Event::InitSpoke(task) => {
+                if let Some(event) = self.containers.hear(task) {
+                    self.table.apply(task, event, now);
+                }
+            }
+            Event::InitExited(task) => self.reap(task, now),
+            Event::ChildExited(pid) if self.sweeper.is(pid) => {
+                if self.sweeper.finish(self.table.journal(), &self.watcher, now.instant) == Synced::Failed {
+                    self.table.lose_journal();
+                }
+            }
+            Event::ChildExited(pid) => self.readers.finish(pid, &self.watcher),
+            // The run ends on it before it comes here.
+            Event::StopAsked => {}
+        }
+    }
+
+    fn reap(&mut self, task: TaskId, now: Now) {
+        let Some(spec) = self.table.spec(task) else { return };
+        if let Some(event) = self.containers.reap(task, spec, now) {
+            self.table.apply(task, event, now);
+        }
+    }
+
+    fn answer(&mut self, connection: ConnectionId, request: &Request, now: Now) {
+        let reply = match self.access.check(request.method, request) {
+            Ok(()) => control::answer(request, &mut self.table, now),
+            Err(refused) => Reply::Now(control::turned_away(&refused)),
+        };
+        match reply {
+            Reply::Now(response) => self.events.server().respond(connection, response, now.instant),
+            Reply::Later { after, until } => self.polls.park(connection, after, until),
+            Reply::Output(output) => self.hand_over(connection, output, now),
+        }
+    }
+
+    fn hand_over(&mut self, connection: ConnectionId, output: OutputRequest, now: Now) {
+        if !self.readers.have_room() {
+            let busy = Refusal::new(RefusalCode::Busy, "too many logs are being read at once; ask again in a moment");
+            return self.events.server().respond(connection, control::refused(busy), now.instant);
+        }
+        let path = self.places.logs(output.task).join(output.stream.file_name());
+        if let Some(stream) = self.events.server().hand_over(connection, now.instant) {
+            self.readers.start(&stream, path, output.start, &self.watcher, now.instant);
+        }
+    }
+
+    /// Deadlines that have passed.
+    fn expire(&mut self, now: Now) {
+        self.table.expire(now);
+        for (task, event) in self.containers.expire(now) {
+            self.table.apply(task, event, now);
+        }
+        for task in self.containers.take_cleared(now) {
+            self.table.queue(task);
+        }
+        self.readers.expire(now.instant);
+    }
+
+    /// What follows from all that was heard in this turn: the deeds, one launch, the news, the sweep.
+    fn settle(&mut self, now: Now) {
+        self.do_deeds(now);
+        self.launch_one(now);
+        self.do_deeds(now);
+        for (connection, response) in self.polls.take_answers(&self.table, now) {
+            self.events.server().respond(connection, response, now.instant);
+        }
+        self.sweeper.add(self.containers.take_folders());
+        self.sweeper.start_if_due(self.table.journal(), &self.watcher, now.instant);
+        self.table.compact_if_grown();
+    }
+
+    fn do_deeds(&mut self, now: Now) {
+        while let Some((task, deed)) = self.table.next_deed() {
+            match deed {
+                Deed::ClearForLaunch => self.containers.clear_for_launch(task, now),
+                Deed::SayGo => self.containers.say_go(task),
+                Deed::Terminate => self.containers.terminate(task),
+                Deed::Kill => self.containers.kill(task),
+                Deed::Release => self.containers.release(task, now),
+            }
+        }
+    }
+
+    fn launch_one(&mut self, now: Now) {
+        let Some(task) = self.table.next_launch() else { return };
+        let (Some(spec), Some(origin)) = (self.table.spec(task), self.table.origin(task)) else { return };
+        let event = match self.containers.launch(task, spec, origin) {
+            Ok(init) => task::Event::Launched(init),
+            Err(reason) => task::Event::LaunchFailed(reason),
+        };
+        self.table.apply(task, event, now);
+    }
+
+    /// A clean stop. Init and record keep the truth of what still runs.
+    fn leave(&self) {
+        match self.table.living() {
+            0 => self.containers.remove_bases(),
+            tasks => log::info!("stopping; {tasks} tasks go on, and the next supervisor takes them over"),
+        }
+    }
+}
+
+fn this_node(
+    config: &NodeConfig,
+    settings: &Settings,
+    state_dir: &StateDir,
+    boot: &BootId,
+    layout: &Layout,
+) -> Result<Node, ServeError> {
+    Ok(Node {
+        id: config.id,
+        instance: state_dir.instance()?,
+        boot: boot.clone(),
+        total: Share { cpu: config.cpu, mem_mib: config.mem_mib },
+        cpus: config.cpus.clone(),
+        image_dir: settings.image_dir(),
+        package_roots: config.package_roots.clone(),
+        kernel: node::kernel(),
+        cgroups: layout.kind().to_string(),
+        union: settings.union.as_str().to_owned(),
+    })
+}

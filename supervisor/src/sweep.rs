@@ -1,0 +1,226 @@
+//! The sweeper: a forked child that syncs the journal and removes container folders, in bulk.
+//!
+//! Both may block for as long as the disk likes, so neither is the loop's to do. One sweeper runs at a
+//! time; what comes up meanwhile waits for the next, so a busy node has few and large sweeps.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::containers;
+use crate::event_loop::Watcher;
+use crate::journal::{Journal, SyncMark};
+use crate::sys::{self, Child};
+
+/// How long the first thing waits for company.
+const LINGER: Duration = Duration::from_millis(50);
+/// The first and the longest pause before a folder that resisted is tried again.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// The sweeper gives way to tasks and launches.
+const NICENESS: i32 = 10;
+
+/// The child's exit status.
+const DONE: i32 = 0;
+const CANNOT_SYNC: i32 = 2;
+const CANNOT_REMOVE: i32 = 3;
+
+/// Whether what was written is known to be on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Synced {
+    /// It is.
+    Yes,
+    /// The sweeper did not get that far; the next one will.
+    NotYet,
+    /// The kernel could not write it, and may have dropped it: this journal must not be relied on.
+    Failed,
+}
+
+/// A sweep under way.
+#[derive(Debug)]
+struct Sweep {
+    child: Child,
+    folders: Vec<PathBuf>,
+    mark: SyncMark,
+}
+
+/// Folders that resisted, and when they are tried again.
+#[derive(Debug, Default)]
+struct Resisting {
+    folders: BTreeSet<PathBuf>,
+    tries: u32,
+    again: Option<Instant>,
+}
+
+/// What waits to be swept, and the one sweep under way.
+#[derive(Debug, Default)]
+pub struct Sweeper {
+    waiting: BTreeSet<PathBuf>,
+    resisting: Resisting,
+    due: Option<Instant>,
+    sweep: Option<Sweep>,
+}
+
+impl Sweeper {
+    /// These folders are to go.
+    pub fn add(&mut self, folders: Vec<PathBuf>) {
+        self.waiting.extend(folders);
+    }
+
+    /// When [`Sweeper::start_if_due`] must be called.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if self.sweep.is_some() {
+            return None;
+        }
+        self.due.into_iter().chain(self.resisting.again).min()
+    }
+
+    /// Starts a sweep once something has waited long enough.
+    pub fn start_if_due(&mut self, journal: &Journal, watcher: &Watcher, now: Instant) {
+        if self.due.is_none() && (!self.waiting.is_empty() || journal.wants_sync()) {
+            self.due = Some(now + LINGER);
+        }
+        if self.next_deadline().is_some_and(|due| due <= now) {
+            self.due = None;
+            let folders = self.take_folders(now);
+            if let Err(error) = self.start(folders, journal, watcher) {
+                log::error!("cannot start a sweeper: {error}; trying again");
+                self.due = Some(now + FIRST_PAUSE);
+            }
+        }
+    }
+
+    fn take_folders(&mut self, now: Instant) -> Vec<PathBuf> {
+        let mut folders = std::mem::take(&mut self.waiting);
+        if self.resisting.again.is_some_and(|again| again <= now) {
+            self.resisting.again = None;
+            folders.append(&mut self.resisting.folders);
+        }
+        folders.into_iter().collect()
+    }
+
+    fn start(&mut self, folders: Vec<PathBuf>, journal: &Journal, watcher: &Watcher) -> io::Result<()> {
+        let mark = journal.mark();
+        let started = sys::fork_child(|| sweep(journal.file(), &folders))
+            .and_then(|child| watcher.watch_child(child.pid, child.pidfd.as_fd()).map(|()| child));
+        match started {
+            Ok(child) => {
+                self.sweep = Some(Sweep { child, folders, mark });
+                Ok(())
+            }
+            Err(error) => {
+                self.waiting.extend(folders);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether `pid` is the sweeper.
+    pub fn is(&self, pid: i32) -> bool {
+        self.sweep.as_ref().is_some_and(|sweep| sweep.child.pid == pid)
+    }
+
+    /// The sweeper has exited. Which folders are gone is looked up, not believed.
+    pub fn finish(&mut self, journal: &mut Journal, watcher: &Watcher, now: Instant) -> Synced {
+        let Some(Sweep { child, folders, mark }) = self.sweep.take() else { return Synced::NotYet };
+        watcher.release(&child.pidfd);
+        let status = containers::reap(&child.pidfd).ok().flatten();
+        let left = folders.into_iter().filter(|folder| folder.symlink_metadata().is_ok());
+        self.keep_resisting(left.collect(), now);
+        match status {
+            Some(DONE | CANNOT_REMOVE) => {
+                journal.synced(mark);
+                Synced::Yes
+            }
+            Some(CANNOT_SYNC) => Synced::Failed,
+            _ => {
+                log::warn!("a sweeper ended early; its work is done by the next");
+                Synced::NotYet
+            }
+        }
+    }
+
+    fn keep_resisting(&mut self, left: Vec<PathBuf>, now: Instant) {
+        if left.is_empty() {
+            if self.resisting.folders.is_empty() {
+                self.resisting = Resisting::default();
+            }
+            return;
+        }
+        let pause = FIRST_PAUSE * 2_u32.saturating_pow(self.resisting.tries.min(16));
+        self.resisting.tries += 1;
+        self.resisting.again = Some(now + pause.min(LAST_PAUSE));
+        self.resisting.folders.extend(left);
+    }
+}
+
+/// The child's whole life. The sync comes first: more waits for it.
+fn sweep(journal: BorrowedFd<'_>, folders: &[PathBuf]) -> i32 {
+    // Copies of sockets and lines that live on in here would keep connections and inits from seeing their end.
+    let stderr = io::stderr();
+    if let Err(error) = sys::close_all_but(&[journal, stderr.as_fd()]) {
+        log::warn!("cannot close the sweeper's copies of descriptors: {error}");
+    }
+    if let Err(errno) = rustix::process::nice(NICENESS) {
+        log::debug!("cannot lower the sweeper's priority: {errno}");
+    }
+    if let Err(errno) = rustix::fs::fdatasync(journal) {
+        log::error!("cannot sync the journal: {errno}");
+        return CANNOT_SYNC;
+    }
+    let removed = folders.iter().filter(|folder| remove(folder)).count();
+    if removed == folders.len() { DONE } else { CANNOT_REMOVE }
+}
+
+fn remove(folder: &Path) -> bool {
+    match std::fs::remove_dir_all(folder) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => {
+            log::warn!("cannot remove {}: {error}; trying again", folder.display());
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_swept_together_after_a_moment() {
+        let folder = std::env::temp_dir().join(format!("berth-sweep-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (journal, _) = Journal::open(&folder.join("journal")).unwrap();
+        let events = crate::event_loop::EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut sweeper = Sweeper::default();
+        let now = Instant::now();
+        sweeper.start_if_due(&journal, &events.watcher().unwrap(), now);
+        assert_eq!(sweeper.next_deadline(), None, "an idle node needs no sweeper");
+        sweeper.add(vec!["/cont/a".into(), "/cont/b".into()]);
+        sweeper.start_if_due(&journal, &events.watcher().unwrap(), now);
+        assert_eq!(sweeper.next_deadline(), Some(now + LINGER));
+        sweeper.add(vec!["/cont/a".into()]);
+        assert_eq!(sweeper.take_folders(now), [PathBuf::from("/cont/a"), PathBuf::from("/cont/b")]);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_resists_is_tried_again_with_growing_pauses() {
+        let now = Instant::now();
+        let mut sweeper = Sweeper::default();
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            sweeper.keep_resisting(vec!["/cont/a".into()], now);
+            let again = sweeper.next_deadline().unwrap();
+            pauses.push((again - now).as_secs());
+            assert!(sweeper.take_folders(now).is_empty());
+            assert_eq!(sweeper.take_folders(again), [PathBuf::from("/cont/a")]);
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        sweeper.keep_resisting(Vec::new(), now);
+        assert_eq!(sweeper.next_deadline(), None);
+    }
+}
