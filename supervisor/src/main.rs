@@ -1,32 +1,33 @@
 //! berth's node supervisor: one thread that launches, watches and reaps containers.
 
-pub mod adopt;
-pub mod cgroup;
-pub mod config;
-pub mod containers;
-pub mod control;
-pub mod event_loop;
-pub mod history;
-pub mod images;
-pub mod journal;
-pub mod launch;
-pub mod lxc_config;
-pub mod machine;
-pub mod namespaces;
-pub mod node;
-pub mod output;
-pub mod packages;
-pub mod rootfs;
-pub mod run;
+mod adopt;
+mod cgroup;
+mod config;
+mod containers;
+mod control;
+mod doctor;
+mod event_loop;
+mod history;
+mod images;
+mod journal;
+mod launch;
+mod lxc_config;
+mod machine;
+mod namespaces;
+mod node;
+mod output;
+mod packages;
+mod rootfs;
+mod run;
 #[cfg(test)]
 mod scratch;
-pub mod security;
-pub mod serve;
-pub mod state_dir;
-pub mod sweep;
-pub mod sys;
-pub mod task;
-pub mod task_table;
+mod security;
+mod serve;
+mod state_dir;
+mod sweep;
+mod sys;
+mod task;
+mod task_table;
 
 use std::process::ExitCode;
 
@@ -53,7 +54,11 @@ fn perform(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
             let status = run::run(&launch_settings(&node)?, &node.cgroup_root, &spec, network, node.grace)?;
             return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
         }
-        Command::Doctor(_) => return Err("doctor is not built yet".into()),
+        Command::Doctor(node) => {
+            let report = doctor::examine(&node.state_dir);
+            print!("{report}");
+            return Ok(if report.can_work() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::ImageAdd { node, image, source } => images::add(&images_of(&node), &image, &source)?,
         Command::ImageList(node) => {
             for image in images::list(&images_of(&node))? {

@@ -129,11 +129,11 @@ pub fn kernel() -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub mod tests {
     use super::*;
 
     /// A node with 2 CPUs, 1000 MiB and the image `busybox`, in a folder that the caller removes.
-    pub(crate) fn node(image_dir: PathBuf) -> Node {
+    pub fn node(image_dir: PathBuf) -> Node {
         std::fs::create_dir_all(image_dir.join("busybox/bin")).unwrap();
         Node {
             id: NodeId(0),
@@ -150,7 +150,7 @@ pub(crate) mod tests {
     }
 
     /// A job as its JSON's `resource`, `imageId` and `packagePath` say.
-    pub(crate) fn spec(cpu: &str, mem: u64, image: &str, packages: &str) -> JobSpec {
+    pub fn spec(cpu: &str, mem: u64, image: &str, packages: &str) -> JobSpec {
         let json = format!(
             r#"{{"name":"a","resource":{{"cpu":{cpu},"mem":{mem}}},"commandLine":"true","packagePath":"{packages}","imageId":"{image}"}}"#
         );

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// An empty directory of this process, removed with all that is in it.
 #[derive(Debug)]
-pub(crate) struct Scratch(PathBuf);
+pub struct Scratch(PathBuf);
 
 impl Scratch {
     /// Makes one; `name` is for whoever finds it after a crash.
-    pub(crate) fn new(name: &str) -> Scratch {
+    pub fn new(name: &str) -> Scratch {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("berth-{name}-{}-{count}", std::process::id()));
@@ -18,17 +18,17 @@ impl Scratch {
     }
 
     /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.0
     }
 
     /// A file or folder in it.
-    pub(crate) fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.0.join(name)
     }
 
     /// Writes a file in it, making its folders.
-    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let path = self.join(name);
         std::fs::create_dir_all(path.parent().expect("a file has a folder")).expect("cannot make a folder");
         std::fs::write(path, content).expect("cannot write a file");
@@ -42,7 +42,7 @@ impl Drop for Scratch {
 }
 
 /// Whether the test runs as root; says aloud what is skipped if not.
-pub(crate) fn root_or_skip(claim: &str) -> bool {
+pub fn root_or_skip(claim: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("SKIPPED, needs root: {claim}");
