@@ -249,10 +249,9 @@ impl Containers {
     }
 
     fn end(&self, task: TaskId, end: Option<&EndRecord>, spec: &JobSpec, layout: Option<usize>, now: Now) -> Event {
-        if layout.is_some() && end.is_some_and(|record| never_told(&record.end)) {
+        if layout.is_some() && end.is_some_and(|record| record.end == End::NeverTold) {
             return Event::NeverRan;
         }
-        let end = end.filter(|record| !never_told(&record.end));
         let usage =
             layout.map_or_else(Usage::default, |index| self.layouts[index].usage(&ContainerId(task).to_string()));
         Event::InitExited(outcome(end, &usage, spec.resource.mem, layout.is_none(), now))
@@ -422,11 +421,6 @@ fn due(times: &BTreeMap<TaskId, Instant>, now: Now) -> Vec<TaskId> {
     times.iter().filter(|(_, at)| **at <= now.instant).map(|(task, _)| *task).collect()
 }
 
-/// Whether init left because the word to go never came.
-fn never_told(end: &End) -> bool {
-    matches!(end, End::LaunchFailed { step, .. } if step == record::NEVER_TOLD)
-}
-
 /// Collects an exited child (waitid(2)). ECHILD: it is an adopted one, and another's to reap.
 pub fn reap(pidfd: &OwnedFd) -> Result<Option<i32>, rustix::io::Errno> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -437,13 +431,6 @@ pub fn reap(pidfd: &OwnedFd) -> Result<Option<i32>, rustix::io::Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_init_that_was_never_told_to_go_is_known_by_its_record() {
-        let failed = |step: &str| End::LaunchFailed { step: step.into(), cause: String::new() };
-        assert!(never_told(&failed(record::NEVER_TOLD)));
-        assert!(!never_told(&failed("mount overlay")) && !never_told(&End::Killed));
-    }
 
     #[test]
     fn places_are_those_of_the_contract() {

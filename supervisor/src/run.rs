@@ -139,7 +139,7 @@ fn exit_status(record: Option<EndRecord>, out_of_memory: bool) -> i32 {
             say(Reason::LaunchFailed { step, cause });
             OUR_FAULT
         }
-        None => {
+        Some(End::NeverTold) | None => {
             say(Reason::Lost);
             OUR_FAULT
         }

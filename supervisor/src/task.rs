@@ -354,9 +354,11 @@ fn step(phase: Phase, event: Event, now: Now) -> (Phase, Vec<Action>) {
         (Phase::Stopping { spec, init, start, kills, .. }, Event::DeadlinePassed) => {
             kill_again(spec, init, start, kills + 1, now)
         }
-        (Phase::Stopping { start: Start::NotYet, .. }, Event::InitExited(outcome)) => end(outcome),
-        (Phase::Stopping { start: Start::Since(since), .. }, Event::InitExited(outcome)) => {
-            end(started(outcome, since))
+        (Phase::Stopping { start: Start::NotYet, kills, .. }, Event::InitExited(outcome)) => {
+            end(stopped(outcome, kills))
+        }
+        (Phase::Stopping { start: Start::Since(since), kills, .. }, Event::InitExited(outcome)) => {
+            end(started(stopped(outcome, kills), since))
         }
         (Phase::Stopping { .. }, Event::NeverRan) => end(Outcome::without_a_run(State::Killed, None, now)),
         // Killing twice is fine; it started once.
@@ -402,6 +404,14 @@ fn kill_again(spec: Box<JobSpec>, init: Init, start: Start, kills: u32, now: Now
     (phase, [Action::Kill].into_iter().chain(stuck).collect())
 }
 
+/// An init that we had to kill could record nothing; that its end was asked for is in the journal.
+fn stopped(outcome: Outcome, kills: u32) -> Outcome {
+    match outcome.cause {
+        Some(Reason::Lost) if kills > 0 => Outcome { status: State::Killed, cause: None, ..outcome },
+        _ => outcome,
+    }
+}
+
 /// What we heard of the start stands in for what was not recorded.
 fn started(outcome: Outcome, since: Option<Timestamp>) -> Outcome {
     Outcome { started_at: outcome.started_at.or(since), ..outcome }
@@ -426,8 +436,8 @@ pub fn classify(
     let failed = |reason| (State::Failed, Some(reason));
     let or_memory = |reason| if usage.oom_kills > 0 { out_of_memory(usage, mem_limit_mib) } else { reason };
     let (state, reason) = match record.map(|record| &record.end) {
-        None if rebooted => failed(Reason::NodeRebooted),
-        None => failed(Reason::Lost),
+        None | Some(End::NeverTold) if rebooted => failed(Reason::NodeRebooted),
+        None | Some(End::NeverTold) => failed(Reason::Lost),
         Some(End::Exited { code: 0 }) => (State::Finished, None),
         Some(End::Exited { code }) => failed(or_memory(Reason::ExitCode { code: *code })),
         Some(End::Signaled { signal }) => failed(or_memory(Reason::Signal { signal: *signal })),
@@ -439,7 +449,9 @@ pub fn classify(
     };
     let exit_code = match record.map(|record| &record.end) {
         Some(End::Exited { code }) => Some(*code),
-        Some(End::Signaled { .. } | End::TimedOut | End::Killed | End::LaunchFailed { .. }) | None => None,
+        Some(End::Signaled { .. } | End::TimedOut | End::Killed | End::NeverTold | End::LaunchFailed { .. }) | None => {
+            None
+        }
     };
     (state, reason, exit_code)
 }
@@ -507,6 +519,18 @@ mod tests {
 
     fn record(end: End) -> EndRecord {
         EndRecord { boot_id: BootId("b".into()), end, started_at: Some(at(1)), ended_at: at(2) }
+    }
+
+    #[test]
+    fn an_init_that_had_to_be_killed_makes_its_task_killed_and_not_lost() {
+        let now = Now::read();
+        let lost = outcome(None, &Usage::default(), 64, false, now);
+        let (phase, _) = step(stopping(now, 1), Event::InitExited(lost.clone()), now);
+        assert!(
+            matches!(phase, Phase::Ended { outcome } if outcome.status == State::Killed && outcome.cause.is_none())
+        );
+        let (phase, _) = step(stopping(now, 0), Event::InitExited(lost), now);
+        assert!(matches!(phase, Phase::Ended { outcome } if outcome.cause == Some(Reason::Lost)));
     }
 
     #[test]

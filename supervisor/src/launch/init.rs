@@ -26,7 +26,7 @@ use nix::unistd::Pid;
 use super::monitor::Monitor;
 use super::payload::{self, Streams};
 use super::plan::Plan;
-use super::record::{End, EndRecord, NEVER_TOLD};
+use super::record::{End, EndRecord};
 use super::step::{Step, StepError};
 use super::{GO, Logs};
 use crate::cgroup::Group;
@@ -45,7 +45,7 @@ pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
             },
             // Whoever launched us is gone. It may have died between writing the launch down and saying so to us; only
             // we know that nothing was run, and that the next supervisor may launch the task anew.
-            Go::NotToBe => never_told(),
+            Go::NotToBe => End::NeverTold,
         },
         Err(failed) => failed.into(),
     };
@@ -57,10 +57,6 @@ pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
     }
     monitor.flush();
     i32::from(written.is_err())
-}
-
-fn never_told() -> End {
-    End::LaunchFailed { step: NEVER_TOLD.to_owned(), cause: "the supervisor is gone".to_owned() }
 }
 
 /// What stands once the container is built.
@@ -360,6 +356,7 @@ fn in_words(end: &End) -> String {
         End::Signaled { signal } => format!("signal {signal}"),
         End::TimedOut => "stopped: time is up".to_owned(),
         End::Killed => "stopped: asked to".to_owned(),
+        End::NeverTold => "left: the supervisor was gone before it said go".to_owned(),
         End::LaunchFailed { step, cause } => format!("launch failed: {step}: {cause}"),
     }
 }

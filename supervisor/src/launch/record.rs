@@ -24,9 +24,6 @@ const MAX_BYTES: usize = 512;
 /// The longest text of a failed step that is sure to fit.
 const MAX_TEXT: usize = 150;
 
-/// The failed step of an init that was never told to go: the command has not run, and may be launched anew.
-pub const NEVER_TOLD: &str = "wait for the word to go";
-
 /// How a task ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndRecord {
@@ -58,6 +55,8 @@ pub enum End {
     TimedOut,
     /// Init stopped it because it was asked to.
     Killed,
+    /// Whoever launched it was gone before it said go: the command has not run, and may be launched anew.
+    NeverTold,
     /// It never ran.
     LaunchFailed {
         /// What was being done.
