@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::lane::{Lane, News, Passage};
 use super::translate::{request_bytes, stream_head};
 
 /// Connections to tiny_http. Each costs it a thread; more requests than that wait in the queue.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Requests that may wait for a lane.
 const QUEUE: usize = 1024;
 /// How long a request may wait for a lane.
@@ -134,7 +135,7 @@ impl Relay {
                 token => self.drive(token.0 - FIRST_LANE, now),
             }
         }
-        for index in std::mem::take(&mut self.unfinished) {
+        for index in mem::take(&mut self.unfinished) {
             self.drive(index, now);
         }
         self.expire(now);
@@ -219,7 +220,7 @@ impl Relay {
                 }
             }
             if was_proving && self.lanes[index].is_ready() {
-                self.proved(now);
+                self.proved(index);
             }
         }
         self.unfinished.push(index);
@@ -328,7 +329,12 @@ impl Relay {
             return;
         }
         let Some(index) = self.lanes.iter().position(Lane::is_closed) else { return };
-        // tiny_http's listener dies, and its copy of the socket panics, when there is no descriptor left.
+        // tiny_http's listener dies, and its copy of the socket panics, when there is no descriptor
+        // left: connect only with enough of them in hand, and let go of those just before.
+        if let Err(error) = self.keep_spare_files() {
+            log::warn!("cannot keep file descriptors for a connection to tiny_http: {error}");
+            return self.back_off(now);
+        }
         self.spare_files.clear();
         match Lane::open(&self.upstream, self.poll.registry(), Token(FIRST_LANE + index), now) {
             Ok(lane) => {
@@ -347,18 +353,20 @@ impl Relay {
         self.reconnect.backoff = (self.reconnect.backoff * 2).min(RECONNECT.end);
     }
 
-    /// A lane is ready, maybe a new one: then the next may be opened.
-    fn proved(&mut self, now: Instant) {
+    /// A new lane is served: what was let go for it is kept again, and the next turn opens the next.
+    fn proved(&mut self, index: usize) {
+        self.unfinished.push(index);
         self.reconnect.backoff = RECONNECT.start;
-        if self.lanes.iter().any(Lane::is_closed) {
-            return self.open_lane(now);
+        if let Err(error) = self.keep_spare_files() {
+            log::debug!("cannot keep file descriptors for the next connection to tiny_http: {error}");
         }
-        log::debug!("{LANES} connections to tiny_http are served");
-        while self.spare_files.len() < SPARE_FILES
-            && let Ok(file) = File::open("/dev/null")
-        {
-            self.spare_files.push(file);
+    }
+
+    fn keep_spare_files(&mut self) -> io::Result<()> {
+        while self.spare_files.len() < SPARE_FILES {
+            self.spare_files.push(File::open("/dev/null")?);
         }
+        Ok(())
     }
 
     fn refuse_busy(&mut self, client: ConnectionId, now: Instant) {

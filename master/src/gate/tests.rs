@@ -1,10 +1,11 @@
-//! The gate with a real tiny_http behind it, in one process. Each fault of tiny_http has a claim here
-//! but one: running out of file descriptors is a whole process's business, and is met in a test of
-//! the running master.
+//! The gate with a real tiny_http behind it. Each fault of tiny_http has a claim here. Claims about a
+//! whole process, its memory and its file descriptors, are tested in a process of their own.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -49,6 +50,15 @@ struct Master {
     state_dir: PathBuf,
 }
 
+/// Waits until a counter has reached a number.
+fn wait_for(counter: &AtomicUsize, number: usize) {
+    let give_up = Instant::now() + PATIENCE;
+    while counter.load(Ordering::SeqCst) < number {
+        assert!(Instant::now() < give_up, "{number} was not reached");
+        std::thread::yield_now();
+    }
+}
+
 /// What the handlers behind the gate share with the test.
 struct Behind {
     http: tiny_http::Server,
@@ -56,6 +66,7 @@ struct Behind {
     writer_failed: Door,
     slow: Door,
     handled: AtomicUsize,
+    probed: AtomicUsize,
 }
 
 impl Master {
@@ -70,6 +81,7 @@ impl Master {
             writer_failed: Door::default(),
             slow: Door::default(),
             handled: AtomicUsize::new(0),
+            probed: AtomicUsize::new(0),
         });
         let workers = (0..WORKERS).map(|_| spawn_worker(&behind)).collect();
         let gate = start("127.0.0.1:0".parse().unwrap(), path, limits).unwrap();
@@ -136,9 +148,8 @@ fn handle(behind: &Behind, mut request: tiny_http::Request) {
     let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
     let number = query.parse().unwrap_or(0);
     let path = path.to_owned();
-    if path != "/.gate" {
-        behind.handled.fetch_add(1, Ordering::SeqCst);
-    }
+    let counter = if path == "/.gate" { &behind.probed } else { &behind.handled };
+    counter.fetch_add(1, Ordering::SeqCst);
     let _ = match path.as_str() {
         "/hello" => request.respond(Response::from_string("hello")),
         "/echo" => {
@@ -208,22 +219,31 @@ fn ask(stream: &mut TcpStream, path: &str) {
 
 /// Reads one answer off a connection that stays.
 fn read_answer(stream: &mut TcpStream) -> (u16, String) {
-    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
-    loop {
-        if let Some((head, length)) = read_response_head(&bytes, false, &Limits::default()).unwrap() {
-            let (mut decoder, mut body) = (BodyDecoder::new(head.body, u64::MAX), Vec::new());
-            decoder.take(&bytes[length..], &mut body).unwrap();
-            while !decoder.is_done() {
-                let count = stream.read(&mut piece).unwrap();
-                assert!(count > 0, "the answer was cut off");
-                decoder.take(&piece[..count], &mut body).unwrap();
-            }
-            return (head.status, String::from_utf8(body).unwrap());
+    read_answers(stream, 1).remove(0)
+}
+
+/// Reads so many answers off a connection that stays; nothing may come behind them.
+fn read_answers(stream: &mut TcpStream, count: usize) -> Vec<(u16, String)> {
+    let (mut bytes, mut piece, mut answers) = (Vec::new(), vec![0; 65_536], Vec::new());
+    while answers.len() < count {
+        if let Some((answer, length)) = parse_answer(&bytes) {
+            bytes.drain(..length);
+            answers.push(answer);
+            continue;
         }
         let count = stream.read(&mut piece).unwrap();
-        assert!(count > 0, "the connection ended before an answer");
+        assert!(count > 0, "the connection ended before an answer: {:?}", String::from_utf8_lossy(&bytes));
         bytes.extend_from_slice(&piece[..count]);
     }
+    assert!(bytes.is_empty(), "an answer nobody asked for: {:?}", String::from_utf8_lossy(&bytes));
+    answers
+}
+
+fn parse_answer(bytes: &[u8]) -> Option<((u16, String), usize)> {
+    let (head, length) = read_response_head(bytes, false, &Limits::default()).unwrap()?;
+    let (mut decoder, mut body) = (BodyDecoder::new(head.body, u64::MAX), Vec::new());
+    let taken = decoder.take(&bytes[length..], &mut body).unwrap();
+    decoder.is_done().then(|| ((head.status, String::from_utf8(body).unwrap()), length + taken))
 }
 
 fn status(answer: &str) -> &str {
@@ -235,6 +255,18 @@ fn resident_kib() -> usize {
     let text = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Runs the test of that name in a process of its own, after some words of shell. True in that process.
+fn alone(name: &str, before: &str) -> bool {
+    if std::env::var("BERTH_TEST_ALONE").is_ok_and(|said| said == name) {
+        return true;
+    }
+    let command = format!("{before} exec \"$0\" --exact 'gate::tests::{name}' --nocapture");
+    let program = std::env::current_exe().unwrap();
+    let run = Command::new("sh").arg("-c").arg(command).arg(program).env("BERTH_TEST_ALONE", name).output().unwrap();
+    assert!(run.status.success(), "{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    false
 }
 
 #[test]
@@ -315,6 +347,9 @@ fn requests_that_could_be_read_in_two_ways_are_refused() {
 
 #[test]
 fn an_endless_head_ends_and_takes_no_memory() {
+    if !alone("an_endless_head_ends_and_takes_no_memory", "") {
+        return;
+    }
     let master = Master::start(Limits::default());
     master.assert_others_are_answered();
     let before = resident_kib();
@@ -330,8 +365,7 @@ fn an_endless_head_ends_and_takes_no_memory() {
     }
     assert!(sent < 200 << 20, "all of an endless head was taken");
     master.assert_others_are_answered();
-    // Other tests of this process run meanwhile; an unbounded head would show as 200 MiB.
-    assert!(resident_kib() < before + 100_000, "{} KiB, {before} KiB before", resident_kib());
+    assert!(resident_kib() < before + 8 << 10, "{} KiB, {before} KiB before", resident_kib());
 }
 
 #[test]
@@ -370,17 +404,84 @@ fn a_client_that_pipelines_without_end_is_held_back_and_others_are_answered() {
     }
     stream.shutdown(Shutdown::Write).unwrap();
     assert!(reader.join().unwrap() > 5000 * 100, "not every pipelined request was answered");
-    // One that never reads is held back by the kernel's buffers, and ours stay small.
+}
+
+#[test]
+fn a_client_that_asks_and_never_reads_takes_no_memory() {
+    if !alone("a_client_that_asks_and_never_reads_takes_no_memory", "") {
+        return;
+    }
+    let master = Master::start(Limits::default());
+    master.assert_others_are_answered();
     let before = resident_kib();
+    let burst = "GET /big?100000 HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100);
     let mut deaf = master.connect();
-    deaf.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    deaf.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut sent = 0_usize;
     while let Ok(count) = deaf.write(burst.as_bytes()) {
         sent += count;
         assert!(sent < 100 << 20, "100 MiB of requests were taken from a client that reads nothing");
     }
     master.assert_others_are_answered();
-    assert!(resident_kib() < before + 100_000, "{} KiB, {before} KiB before", resident_kib());
+    assert!(resident_kib() < before + 8 << 10, "{} KiB, {before} KiB before", resident_kib());
+}
+
+#[test]
+fn clients_come_and_go_and_memory_stays_as_it_was() {
+    if !alone("clients_come_and_go_and_memory_stays_as_it_was", "") {
+        return;
+    }
+    let master = Master::start(Limits::default());
+    let round = || {
+        let mut clients: Vec<TcpStream> = (0..100).map(|_| master.connect()).collect();
+        for stream in &mut clients {
+            ask(stream, "/big?50000");
+        }
+        for stream in &mut clients {
+            assert_eq!(read_answer(stream).1.len(), 50_000);
+        }
+    };
+    (0..5).for_each(|_| round());
+    let before = resident_kib();
+    (0..30).for_each(|_| round());
+    assert!(resident_kib() < before + 4 << 10, "{} KiB, {before} KiB before", resident_kib());
+}
+
+#[test]
+fn a_process_out_of_file_descriptors_answers_again_once_there_are_some() {
+    if !alone("a_process_out_of_file_descriptors_answers_again_once_there_are_some", "ulimit -n 400;") {
+        return;
+    }
+    let master = Master::start(Limits::default());
+    wait_for(&master.behind.probed, relay::LANES);
+    master.assert_others_are_answered();
+    let mut busy = master.connect();
+    ask(&mut busy, "/slow");
+    wait_for(&master.behind.handled, 2);
+    let mut hoard = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        hoard.push(file);
+    }
+    // One descriptor for a client whose connection the gate has none left to accept.
+    drop(hoard.pop());
+    let mut unheard = master.connect();
+    ask(&mut unheard, "/hello");
+    unheard.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
+    assert!(unheard.read(&mut [0; 64]).is_err(), "there was a descriptor left after all");
+    // Who is connected is served, even by a lane that has to be replaced meanwhile.
+    for path in ["/nonsense", "/hello", "/nonsense", "/hello"] {
+        ask(&mut busy, path);
+    }
+    master.behind.slow.open();
+    let said: Vec<u16> = read_answers(&mut busy, 5).iter().map(|(status, _)| *status).collect();
+    assert_eq!(said, [200, 502, 200, 502, 200]);
+    // Idle now, it makes room for the one that waits.
+    unheard.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(read_answer(&mut unheard), (200, "hello".into()));
+    drop(hoard);
+    for _ in 0..40 {
+        master.assert_others_are_answered();
+    }
 }
 
 #[test]
@@ -459,15 +560,19 @@ fn slow_readers_of_small_answers_hold_no_worker() {
 #[test]
 fn readers_of_large_answers_that_stall_are_dropped_and_give_their_lanes_back() {
     let master = Master::start(Limits { write_stall: Duration::from_millis(300), ..Limits::default() });
-    let mut stalled: Vec<TcpStream> = (0..WORKERS + 8).map(|_| master.connect()).collect();
+    let mut stalled: Vec<TcpStream> = (0..WORKERS).map(|_| master.connect()).collect();
     for stream in &mut stalled {
-        ask(stream, "/big?50000000");
+        stream.write_all(b"GET /big?50000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     }
-    // All workers write to clients that do not read: others wait for the stall's end and no longer.
+    wait_for(&master.behind.handled, WORKERS);
+    // Every worker writes to a client that does not read: others wait for the stall's end and no longer.
     assert_eq!(master.get("/hello"), (200, "hello".into()));
-    let mut bytes = Vec::new();
-    let _ = stalled[0].read_to_end(&mut bytes);
-    assert!(bytes.len() < 50_000_000, "a stalled reader got its whole answer");
+    let whole = stalled.iter().filter(|stream| {
+        let (mut stream, mut bytes) = (*stream, Vec::new());
+        let _ = stream.read_to_end(&mut bytes);
+        bytes.len() >= 50_000_000
+    });
+    assert!(whole.count() < WORKERS, "every stalled reader got its whole answer");
 }
 
 #[test]
@@ -499,11 +604,7 @@ fn a_stopped_gate_lets_an_answer_in_progress_come_to_its_end() {
     ask(&mut stream, "/hello");
     assert_eq!(read_answer(&mut stream).0, 200);
     ask(&mut stream, "/slow");
-    let give_up = Instant::now() + PATIENCE;
-    while master.behind.handled.load(Ordering::SeqCst) < 2 {
-        assert!(Instant::now() < give_up);
-        std::thread::yield_now();
-    }
+    wait_for(&master.behind.handled, 2);
     let gate = master.gate.take().unwrap();
     let stopping = std::thread::spawn(move || gate.stop());
     master.behind.slow.open();
