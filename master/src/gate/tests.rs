@@ -365,7 +365,7 @@ fn an_endless_head_ends_and_takes_no_memory() {
     }
     assert!(sent < 200 << 20, "all of an endless head was taken");
     master.assert_others_are_answered();
-    assert!(resident_kib() < before + 8 << 10, "{} KiB, {before} KiB before", resident_kib());
+    assert!(resident_kib() < before + 8 * 1024, "{} KiB, {before} KiB before", resident_kib());
 }
 
 #[test]
@@ -423,7 +423,7 @@ fn a_client_that_asks_and_never_reads_takes_no_memory() {
         assert!(sent < 100 << 20, "100 MiB of requests were taken from a client that reads nothing");
     }
     master.assert_others_are_answered();
-    assert!(resident_kib() < before + 8 << 10, "{} KiB, {before} KiB before", resident_kib());
+    assert!(resident_kib() < before + 8 * 1024, "{} KiB, {before} KiB before", resident_kib());
 }
 
 #[test]
@@ -444,7 +444,7 @@ fn clients_come_and_go_and_memory_stays_as_it_was() {
     (0..5).for_each(|_| round());
     let before = resident_kib();
     (0..30).for_each(|_| round());
-    assert!(resident_kib() < before + 4 << 10, "{} KiB, {before} KiB before", resident_kib());
+    assert!(resident_kib() < before + 4 * 1024, "{} KiB, {before} KiB before", resident_kib());
 }
 
 #[test]

@@ -252,9 +252,9 @@ impl Client {
     }
 
     /// Forgets an exchange: there will be no outcome. Whether the server acted on it is not known.
-    pub fn cancel(&mut self, id: ExchangeId, now: Instant) {
+    pub fn cancel(&mut self, id: ExchangeId) {
         self.give_up(id);
-        self.start_waiting(now);
+        self.start_waiting(Instant::now());
     }
 
     /// Something has happened on one of our sockets.

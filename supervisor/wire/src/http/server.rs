@@ -251,12 +251,12 @@ impl Server {
 
     /// Gives the socket of a request that waits for its answer away: deregistered and blocking, for
     /// a process that writes the answer itself and closes. `None`: the client has gone.
-    pub fn hand_over(&mut self, id: ConnectionId, now: Instant) -> Option<std::net::TcpStream> {
+    pub fn hand_over(&mut self, id: ConnectionId) -> Option<std::net::TcpStream> {
         if !self.is_open(id) || !self.slots[id.slot as usize].connection.as_ref()?.is_asked() {
             return None;
         }
         let connection = self.forget(id.slot as usize)?;
-        self.accept_into_free_slot(now);
+        self.accept_into_free_slot(Instant::now());
         let stream = std::net::TcpStream::from(connection.stream);
         match stream.set_nonblocking(false) {
             Ok(()) => Some(stream),
