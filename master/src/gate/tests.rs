@@ -214,7 +214,8 @@ fn pour(behind: &Behind, mut writer: Box<dyn Write + Send>) {
 }
 
 fn ask(stream: &mut TcpStream, path: &str) {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    // One write: pieces would wait for each other's acknowledgement.
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
 }
 
 /// Reads one answer off a connection that stays.

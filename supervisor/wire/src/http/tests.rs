@@ -154,7 +154,8 @@ fn wait_until(served: &Served, path: &str, answer: &str) {
     let give_up = Instant::now() + PATIENCE;
     let mut stream = served.connect();
     loop {
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        // One write: pieces would wait for each other's acknowledgement.
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();
         let (_, said) = read_answer(&mut stream);
         if said == answer {
             return;
