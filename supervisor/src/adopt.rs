@@ -153,13 +153,15 @@ fn living(init: Init) -> Option<OwnedFd> {
 
 /// Kills and removes cgroups and folders that no task owns. A foreground run's are left while it lives.
 fn sweep_what_is_nobodys(table: &TaskTable, containers: &mut Containers, now: Now) {
-    for name in containers.names() {
-        let owned = task_named(&name).is_some_and(|task| table.spec(task).is_some());
-        let foreground = name.starts_with(FOREGROUND_PREFIX) && containers.is_held(&name);
-        if !owned && !foreground {
-            log::info!("removing {name}, which belongs to no task");
-            containers.remove_remnant(&name, now);
-        }
+    let owned = |name: &str| task_named(name).is_some_and(|task| table.spec(task).is_some());
+    let foreground = |name: &str| name.starts_with(FOREGROUND_PREFIX) && containers.is_held(name);
+    let left: Vec<String> = containers.names().into_iter().filter(|name| !owned(name) && !foreground(name)).collect();
+    if !left.is_empty() {
+        log::info!("removing what is left of {} containers", left.len());
+    }
+    for name in left {
+        log::debug!("removing {name}");
+        containers.remove_remnant(&name, now);
     }
 }
 

@@ -493,6 +493,7 @@ fn is_mounted(mountinfo: &str, path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     fn parsed(line: &str) -> Result<Command, ConfigError> {
         parse(std::iter::once("berth-supervisor").chain(line.split_whitespace()).map(OsString::from))
@@ -521,14 +522,14 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let path = std::env::temp_dir().join(format!("berth-config-{}.toml", std::process::id()));
+        let scratch = Scratch::new("config");
+        let path = scratch.join("berth.toml");
         std::fs::write(&path, "node-id = 3\nmem = 100\ncpu = 0.5\npackage-root = [\"/p\"]\ngrace = \"2s\"\n").unwrap();
         let node = served(&format!("--mem 200 --config {}", path.display()));
         assert_eq!((node.id, node.mem_mib, node.cpu), (NodeId(3), 200, CpuAmount::from_milli(500)));
         assert_eq!((node.package_roots, node.grace), (vec![PathBuf::from("/p")], Duration::from_secs(2)));
         std::fs::write(&path, "node_id = 3\n").unwrap();
         assert!(said(&format!("--config {}", path.display())).contains("unknown field `node_id`"));
-        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -24,6 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// Attempts after which what cannot be removed is worth a word.
 const WORTH_A_WORD: u32 = 12;
+/// Descriptors that are not for tasks: connections, readers, a launch's layers and cgroups, the daemon's own.
+const OTHER_DESCRIPTORS: u64 = 1_500;
 /// How often we look whether an adopted task has begun, or what a launch waits for has gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -80,6 +82,8 @@ pub struct Containers {
     /// The cgroups of this boot's eras; ours is the last.
     layouts: Vec<Layout>,
     watcher: Watcher,
+    /// How many inits there are descriptors for.
+    max_inits: usize,
     inits: HashMap<TaskId, LiveInit>,
     /// Adopted tasks of which nobody has heard whether they had begun, by when to look.
     unheard: BTreeMap<TaskId, Instant>,
@@ -92,9 +96,17 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// No containers yet.
-    pub fn new(launcher: Launcher, places: Places, layouts: Vec<Layout>, watcher: Watcher) -> Containers {
+    /// No containers yet. `descriptors`: how many this process may have.
+    pub fn new(
+        launcher: Launcher,
+        places: Places,
+        layouts: Vec<Layout>,
+        watcher: Watcher,
+        descriptors: u64,
+    ) -> Containers {
+        let max_inits = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(OTHER_DESCRIPTORS / 10) / 2;
         Containers {
+            max_inits: usize::try_from(max_inits).unwrap_or(usize::MAX),
             launcher,
             places,
             layouts,
@@ -110,6 +122,11 @@ impl Containers {
 
     fn current(&self) -> usize {
         self.layouts.len() - 1
+    }
+
+    /// Whether there are descriptors for one more init.
+    pub fn have_room(&self) -> bool {
+        self.inits.len() < self.max_inits
     }
 
     /// Clones an init for the task. It builds the container and waits for [`Containers::say_go`].

@@ -127,7 +127,7 @@ fn read_list(body: &[u8]) -> Result<Vec<Result<TaskRequest, BadInput>>, BadInput
     let read = |entry: &serde_json::Value| {
         json::from_slice(&serde_json::to_vec(entry).map_err(|error| BadInput::new("body", error.to_string()))?)
     };
-    Ok(entries.iter().enumerate().map(|(index, entry)| read(entry).map_err(|bad| bad.in_entry(index))).collect())
+    Ok(entries.iter().map(read).collect())
 }
 
 fn check_length(length: usize) -> Result<(), BadInput> {
@@ -248,5 +248,171 @@ impl LongPolls {
         let last = table.last_event();
         let due = |waiter: &mut Waiter| waiter.after < last || waiter.until <= now.instant;
         self.waiters.extract_if(.., due).map(|waiter| (waiter.connection, news(table, waiter.after))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::{Start, Stream};
+    use crate::task::{Event, Init};
+    use crate::task_table::tests::Fixture;
+    use wire::http::{Headers, Query};
+
+    const JOB: &str =
+        r#"{"name":"a","resource":{"cpu":1,"mem":400},"commandLine":"true","imageId":"busybox","status":"Pending"}"#;
+
+    fn ask(it: &mut Fixture, method: Method, target: &str, body: &str) -> Reply {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let request = Request {
+            method,
+            path: path.to_owned(),
+            query: Query::parse(query),
+            raw_query: None,
+            headers: Headers::new(),
+            body: body.as_bytes().to_vec(),
+            peer: "127.0.0.1:1".parse().unwrap(),
+        };
+        answer(&request, &mut it.table, Now::read())
+    }
+
+    fn get(it: &mut Fixture, target: &str) -> (u16, serde_json::Value) {
+        said(ask(it, Method::Get, target, ""))
+    }
+
+    fn post(it: &mut Fixture, target: &str, body: &str) -> (u16, serde_json::Value) {
+        said(ask(it, Method::Post, target, body))
+    }
+
+    fn said(reply: Reply) -> (u16, serde_json::Value) {
+        match reply {
+            Reply::Now(response) => (response.status, serde_json::from_slice(&response.body).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn code_and_field((status, body): (u16, serde_json::Value)) -> (u16, String, String) {
+        assert_eq!(body["code"], 1);
+        let word = |name: &str| body["error"][name].as_str().unwrap_or_default().to_owned();
+        (status, word("code"), word("field"))
+    }
+
+    #[test]
+    fn create_answers_the_task_id_in_the_originals_envelope() {
+        let mut it = Fixture::new("control-create");
+        let (status, body) = post(&mut it, "/task/create", JOB);
+        assert_eq!((status, body.to_string().as_str()), (200, r#"{"code":0,"data":{"taskId":1}}"#));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_200_with_code_1_and_what_is_wrong_is_400_with_the_field() {
+        let mut it = Fixture::new("control-refusals");
+        let mut create = |body: &str| code_and_field(post(&mut it, "/task/create", body));
+        let spoiled = |from: &str, to: &str| JOB.replace(from, to);
+        let bad = |field: &str| (400, "bad_input".to_owned(), field.to_owned());
+        let impossible = |field: &str| (400, "impossible".to_owned(), field.to_owned());
+        assert_eq!(create("no json"), bad("body"));
+        assert_eq!(create(&spoiled("\"mem\":400", "\"mem\":-1")), bad("resource.mem"));
+        assert_eq!(create(&spoiled("\"true\"", "\"\"")), bad("commandLine"));
+        assert_eq!(create(&spoiled("busybox", "../etc")), bad("imageId"));
+        assert_eq!(create(&spoiled("busybox", "nosuch")), impossible("imageId"));
+        assert_eq!(create(&spoiled("\"mem\":400", "\"mem\":4000")), impossible("resource.mem"));
+        assert_eq!(create(&spoiled("\"cpu\":1", "\"cpu\":\"7\"")), impossible("resource.cpu"));
+        post(&mut it, "/task/create", JOB);
+        post(&mut it, "/task/create", JOB);
+        let full = code_and_field(post(&mut it, "/task/create", JOB));
+        assert_eq!(full, (200, "no_room".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn a_list_is_answered_by_a_list_and_a_bad_entry_spoils_only_itself() {
+        let mut it = Fixture::new("control-list");
+        let (status, body) = post(&mut it, "/task/create", &format!("[{JOB},{{}},{JOB},{JOB}]"));
+        let codes: Vec<_> = body.as_array().unwrap().iter().map(|entry| entry["code"].as_u64().unwrap()).collect();
+        assert_eq!((status, codes), (200, vec![0, 1, 0, 1]));
+        assert_eq!(body[1]["error"]["field"], "resource");
+        assert_eq!(body[3]["error"]["code"], "no_room");
+        let many = format!("[{}]", vec!["1"; MAX_LIST + 1].join(","));
+        assert_eq!(code_and_field(post(&mut it, "/task/create", &many)).0, 400);
+    }
+
+    #[test]
+    fn info_and_kill_take_the_id_from_query_or_body() {
+        let mut it = Fixture::new("control-info");
+        post(&mut it, "/task/create", JOB);
+        let (_, by_query) = get(&mut it, "/task/info?taskId=1");
+        let (_, by_body) = said(ask(&mut it, Method::Get, "/task/info", r#"{"taskId":1}"#));
+        assert_eq!(by_query, by_body);
+        assert_eq!(by_query["data"]["containerId"], "t1-cont");
+        assert_eq!(by_query["data"]["status"], "Pending[A]");
+        let (status, body) = post(&mut it, "/task/kill", r#"{"taskId":1}"#);
+        assert_eq!((status, body.to_string().as_str()), (200, r#"{"code":0}"#));
+        assert_eq!(get(&mut it, "/task/info?taskId=1").1["data"]["status"], "Killed");
+        assert_eq!(get(&mut it, "/task/info?taskId=2").0, 404);
+        assert_eq!(post(&mut it, "/task/kill", r#"{"taskId":2}"#).0, 404);
+        assert_eq!(code_and_field(get(&mut it, "/task/info")).2, "taskId");
+        assert_eq!(code_and_field(get(&mut it, "/task/info?taskId=-1")).2, "taskId");
+    }
+
+    #[test]
+    fn a_poll_with_news_is_answered_at_once_and_one_without_waits_for_it() {
+        let mut it = Fixture::new("control-events");
+        assert!(matches!(ask(&mut it, Method::Get, "/task/events?after=0", ""), Reply::Now(_)));
+        let parked = ask(&mut it, Method::Get, "/task/events?after=0&wait_ms=1000", "");
+        assert!(matches!(parked, Reply::Later { after: EventNumber(0), .. }), "{parked:?}");
+        post(&mut it, "/task/create", JOB);
+        let (_, body) = get(&mut it, "/task/events?after=0&wait_ms=1000");
+        assert_eq!((&body["data"]["last"], &body["data"]["events"][0]["taskId"]), (&1.into(), &1.into()));
+        assert_eq!(body["data"]["resource"]["mem"], 600);
+        for (query, field) in [("after=-1", "after"), ("wait_ms=60001", "wait_ms"), ("wait_ms=x", "wait_ms")] {
+            assert_eq!(code_and_field(get(&mut it, &format!("/task/events?{query}"))).2, field);
+        }
+    }
+
+    #[test]
+    fn every_change_shows_once_as_its_latest_and_the_acknowledged_end_no_more() {
+        let mut it = Fixture::new("control-acknowledge");
+        post(&mut it, "/task/create", JOB);
+        it.table.apply(TaskId(1), Event::Launched(Init { pid: 1, start_time: 1 }), Now::read());
+        it.table.apply(TaskId(1), Event::Started(None), Now::read());
+        post(&mut it, "/task/create", JOB);
+        post(&mut it, "/task/kill", r#"{"taskId":2}"#);
+        let (_, body) = get(&mut it, "/task/events?after=0");
+        let told: Vec<_> = body["data"]["events"].as_array().unwrap().iter().map(|it| it["event"].clone()).collect();
+        assert_eq!((told, &body["data"]["last"]), (vec![2.into(), 4.into()], &4.into()));
+        assert_eq!(get(&mut it, "/task/events?after=4").1["data"]["events"], serde_json::json!([]));
+        assert_eq!(get(&mut it, "/task/info?taskId=2").0, 404);
+        assert_eq!(get(&mut it, "/task/info?taskId=1").1["data"]["status"], "Running");
+    }
+
+    #[test]
+    fn output_of_a_forgotten_task_is_still_read_but_not_of_one_that_never_was() {
+        let mut it = Fixture::new("control-output");
+        post(&mut it, "/task/create", JOB);
+        post(&mut it, "/task/kill", r#"{"taskId":1}"#);
+        get(&mut it, "/task/events?after=2");
+        let reply = ask(&mut it, Method::Get, "/task/output?taskId=1&stream=stderr&offset=5", "");
+        let output = OutputRequest { task: TaskId(1), stream: Stream::Stderr, start: Start::Offset(5) };
+        assert_eq!(reply, Reply::Output(output));
+        assert_eq!(get(&mut it, "/task/output?taskId=2").0, 404);
+        assert_eq!(code_and_field(get(&mut it, "/task/output?taskId=1&stream=x")).2, "stream");
+    }
+
+    #[test]
+    fn a_wrong_method_is_405_with_the_right_one_and_an_unknown_path_404() {
+        let mut it = Fixture::new("control-routes");
+        for (method, path, allowed) in [
+            (Method::Post, "/resource", "GET"),
+            (Method::Get, "/task/create", "POST"),
+            (Method::Get, "/task/kill", "POST"),
+            (Method::Head, "/task/output", "GET"),
+        ] {
+            let Reply::Now(response) = ask(&mut it, method, path, "") else { panic!() };
+            assert_eq!((response.status, &response.headers[1].1), (405, &allowed.to_owned()), "{path}");
+        }
+        for path in ["/", "/task", "/task/create/", "/resource/x"] {
+            assert_eq!(get(&mut it, path).0, 404, "{path}");
+        }
+        assert_eq!(get(&mut it, "/resource").1["mem"], 1000);
     }
 }

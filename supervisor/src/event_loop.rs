@@ -16,6 +16,10 @@ use signal_hook_mio::v1_0::Signals;
 use wire::TaskId;
 use wire::http::{ConnectionId, Limits, Request, Server};
 
+/// How long a port in use is waited for, and how often it is tried.
+const PORT_IN_USE: Duration = Duration::from_secs(1);
+const TRY_PORT_AGAIN: Duration = Duration::from_millis(10);
+
 const SIGNALS: Token = Token(0);
 /// One for the listener, the others for connections.
 const SERVER: Range<usize> = 1..0x1_0000;
@@ -55,7 +59,7 @@ impl EventLoop {
         let poll = Poll::new()?;
         let mut signals = Signals::new([SIGTERM, SIGINT])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
-        let server = Server::bind(addr, Limits::default(), poll.registry().try_clone()?, SERVER)?;
+        let server = bind(addr, poll.registry())?;
         Ok(EventLoop { poll, events: Events::with_capacity(256), signals, server })
     }
 
@@ -108,6 +112,20 @@ impl EventLoop {
     }
 }
 
+/// Listens on `addr`. A supervisor that was just killed may have left a child between its clone and its first
+/// steps, where it closes its copy of the listening socket; so a port in use is given a moment, once, at start.
+fn bind(addr: SocketAddr, registry: &Registry) -> io::Result<Server> {
+    let give_up = Instant::now() + PORT_IN_USE;
+    loop {
+        match Server::bind(addr, Limits::default(), registry.try_clone()?, SERVER) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
+                std::thread::park_timeout(TRY_PORT_AGAIN);
+            }
+            result => return result,
+        }
+    }
+}
+
 /// mio rounds the time-out up to whole milliseconds, so we never wake early for nothing.
 fn until(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
@@ -119,7 +137,7 @@ fn child(number: usize) -> Option<i32> {
 
 fn of_task(number: usize) -> Event {
     let task = TaskId(((number - TASKS) / 2) as u64);
-    if (number - TASKS) % 2 == 0 { Event::InitExited(task) } else { Event::InitSpoke(task) }
+    if (number - TASKS).is_multiple_of(2) { Event::InitExited(task) } else { Event::InitSpoke(task) }
 }
 
 fn token_of(task: TaskId, line: bool) -> Token {

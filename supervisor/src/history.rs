@@ -93,11 +93,13 @@ impl History {
         }
     }
 
-    /// The latest era stands last, even if it is an old one come again.
-    pub fn begin_era(&mut self, era: Era) {
-        if self.eras.last() != Some(&era) {
+    /// The latest era stands last, even if it is an old one come again. False: it was the last already.
+    pub fn begin_era(&mut self, era: Era) -> bool {
+        let new = self.eras.last() != Some(&era);
+        if new {
             self.eras.push(era);
         }
+        new
     }
 
     fn accept(&mut self, task: TaskId, event: EventNumber, request: TaskRequest) {

@@ -326,30 +326,10 @@ fn read_records(bytes: &[u8]) -> Result<(Vec<Record>, usize), (usize, serde_json
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
     use arbtest::arbitrary::{Result as Arbitrary, Unstructured};
     use wire::State;
     use wire::task::TaskOrigin;
-
-    /// A folder of its own for each test, removed at the end.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Folder {
-            let path = std::env::temp_dir().join(format!("berth-journal-{}-{name}", std::process::id()));
-            std::fs::create_dir_all(&path).unwrap();
-            Folder(path)
-        }
-
-        fn journal(&self) -> PathBuf {
-            self.0.join("journal")
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
 
     fn accepted(task: u64, command: &str) -> Record {
         let json = r#"{"name":"a","resource":{"cpu":1,"mem":64},"commandLine":"true","imageId":"busybox"}"#;
@@ -416,23 +396,23 @@ mod tests {
 
     #[test]
     fn what_was_appended_is_read_back_after_a_torn_line_was_cut_off() {
-        let folder = Folder::new("torn");
-        let (mut journal, records) = Journal::open(&folder.journal()).unwrap();
+        let scratch = Scratch::new("torn");
+        let (mut journal, records) = Journal::open(&scratch.join("journal")).unwrap();
         assert_eq!(records, []);
         journal.append(&accepted(1, "true")).unwrap();
-        OpenOptions::new().append(true).open(folder.journal()).unwrap().write_all(b"{\"rec").unwrap();
-        let (mut journal, records) = Journal::open(&folder.journal()).unwrap();
+        OpenOptions::new().append(true).open(scratch.join("journal")).unwrap().write_all(b"{\"rec").unwrap();
+        let (mut journal, records) = Journal::open(&scratch.join("journal")).unwrap();
         assert_eq!(records, [accepted(1, "true")]);
         journal.append(&ended(1)).unwrap();
-        assert_eq!(Journal::open(&folder.journal()).unwrap().1, [accepted(1, "true"), ended(1)]);
+        assert_eq!(Journal::open(&scratch.join("journal")).unwrap().1, [accepted(1, "true"), ended(1)]);
     }
 
     #[test]
     fn garbage_in_the_middle_is_refused_with_file_and_line() {
-        let folder = Folder::new("garbage");
+        let scratch = Scratch::new("garbage");
         let lines = [line_of(&ended(1)).unwrap(), b"\0\0\0\n".to_vec(), line_of(&ended(2)).unwrap()].concat();
-        std::fs::write(folder.journal(), lines).unwrap();
-        let said = Journal::open(&folder.journal()).unwrap_err().to_string();
+        std::fs::write(scratch.join("journal"), lines).unwrap();
+        let said = Journal::open(&scratch.join("journal")).unwrap_err().to_string();
         assert!(said.contains("line 2 of the journal") && said.contains("hint:"), "{said}");
     }
 
@@ -445,33 +425,33 @@ mod tests {
 
     #[test]
     fn a_record_that_does_not_fit_leaves_the_file_as_it_was() {
-        let folder = Folder::new("full");
-        let (mut journal, _) = Journal::open(&folder.journal()).unwrap();
+        let scratch = Scratch::new("full");
+        let (mut journal, _) = Journal::open(&scratch.join("journal")).unwrap();
         journal.append(&ended(1)).unwrap();
         journal.fail_writes(true);
         assert!(matches!(journal.append(&ended(2)), Err(JournalError::Write { .. })));
         journal.fail_writes(false);
         journal.append(&ended(3)).unwrap();
-        assert_eq!(Journal::open(&folder.journal()).unwrap().1, [ended(1), ended(3)]);
+        assert_eq!(Journal::open(&scratch.join("journal")).unwrap().1, [ended(1), ended(3)]);
     }
 
     #[test]
     fn compaction_replaces_all_records_and_appending_goes_on() {
-        let folder = Folder::new("compact");
-        let (mut journal, _) = Journal::open(&folder.journal()).unwrap();
+        let scratch = Scratch::new("compact");
+        let (mut journal, _) = Journal::open(&scratch.join("journal")).unwrap();
         for task in 0..4 {
             journal.append(&ended(task)).unwrap();
         }
         journal.compact(&[ended(3)]).unwrap();
         journal.append(&ended(4)).unwrap();
-        assert_eq!(Journal::open(&folder.journal()).unwrap().1, [ended(3), ended(4)]);
-        assert!(!folder.0.join("journal.new").exists());
+        assert_eq!(Journal::open(&scratch.join("journal")).unwrap().1, [ended(3), ended(4)]);
+        assert!(!scratch.join("journal.new").exists());
     }
 
     #[test]
     fn never_more_lines_wait_for_a_sync_than_ids_are_skipped_after_a_reboot() {
-        let folder = Folder::new("unsynced");
-        let (mut journal, _) = Journal::open(&folder.journal()).unwrap();
+        let scratch = Scratch::new("unsynced");
+        let (mut journal, _) = Journal::open(&scratch.join("journal")).unwrap();
         for task in 0..MAX_UNSYNCED + 1 {
             journal.append(&Record::Forgotten { task: TaskId(task) }).unwrap();
         }

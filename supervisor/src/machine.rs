@@ -1,4 +1,4 @@
-//! What the machine has that we may use: CPUs and memory. Read once, at start.
+//! What the machine has that we may use: CPUs, memory, descriptors. Read once, at start.
 
 use std::fs;
 use std::path::Path;
@@ -25,6 +25,21 @@ pub fn memory_mib() -> Option<u64> {
     Some(for_tasks(total_mib(&meminfo)?, limit.map(|bytes| bytes >> 20)))
 }
 
+/// Raises the number of descriptors to all we may have, and tells how many that are. Each living task takes two.
+pub fn raise_descriptors() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(errno) => {
+            log::warn!("cannot raise the number of descriptors: {errno}");
+            limit.current.unwrap_or(u64::MAX)
+        }
+    }
+}
+
 /// `MemTotal` of /proc/meminfo, in MiB.
 fn total_mib(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
@@ -42,7 +57,7 @@ fn own_limit(own_cgroups: &str, mounted_at: &Path) -> Option<u64> {
         let mut fields = line.splitn(3, ':');
         let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
         match controllers {
-            "" => least(&mounted_at.to_owned(), path, "memory.max"),
+            "" => least(mounted_at, path, "memory.max"),
             list if list.split(',').any(|controller| controller == "memory") => {
                 least(&mounted_at.join("memory"), path, "memory.limit_in_bytes")
             }
@@ -62,6 +77,7 @@ fn least(hierarchy: &Path, cgroup: &str, file: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn a_tenth_is_kept_but_never_less_than_256_mib() {
@@ -80,17 +96,24 @@ mod tests {
 
     #[test]
     fn the_least_limit_above_us_counts_in_v1_and_v2() {
-        let root = std::env::temp_dir().join(format!("berth-machine-{}", std::process::id()));
+        let scratch = Scratch::new("machine");
+        let root = scratch.path();
         fs::create_dir_all(root.join("memory/a/b")).unwrap();
         fs::write(root.join("memory/a/memory.limit_in_bytes"), "1000\n").unwrap();
         fs::write(root.join("memory/a/b/memory.limit_in_bytes"), "9223372036854771712\n").unwrap();
-        assert_eq!(own_limit("4:memory:/a/b\n1:cpu:/\n", &root), Some(1000));
+        assert_eq!(own_limit("4:memory:/a/b\n1:cpu:/\n", root), Some(1000));
         fs::create_dir_all(root.join("c")).unwrap();
         fs::write(root.join("c/memory.max"), "max\n").unwrap();
-        assert_eq!(own_limit("0::/c\n", &root), None);
+        assert_eq!(own_limit("0::/c\n", root), None);
         fs::write(root.join("c/memory.max"), "500\n").unwrap();
-        assert_eq!(own_limit("0::/c\n4:memory:/a/b\n", &root), Some(500));
-        fs::remove_dir_all(root).unwrap();
+        assert_eq!(own_limit("0::/c\n4:memory:/a/b\n", root), Some(500));
+    }
+
+    #[test]
+    fn all_descriptors_we_may_have_are_ours() {
+        let all = raise_descriptors();
+        assert_eq!(raise_descriptors(), all);
+        assert!(all >= 64);
     }
 
     #[test]

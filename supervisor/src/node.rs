@@ -131,9 +131,11 @@ pub fn kernel() -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::scratch::Scratch;
+    use std::path::Path;
 
-    /// A node with 2 CPUs, 1000 MiB and the image `busybox`, in a folder that the caller removes.
-    pub fn node(image_dir: PathBuf) -> Node {
+    /// A node with 2 CPUs, 1000 MiB and the image `busybox`.
+    pub fn node(image_dir: &Path) -> Node {
         std::fs::create_dir_all(image_dir.join("busybox/bin")).unwrap();
         Node {
             id: NodeId(0),
@@ -141,7 +143,7 @@ pub mod tests {
             boot: BootId("b".into()),
             total: Share { cpu: CpuAmount::whole(2), mem_mib: 1000 },
             cpus: "0-1".parse().unwrap(),
-            image_dir,
+            image_dir: image_dir.to_owned(),
             package_roots: vec!["/packages".into()],
             kernel: kernel(),
             cgroups: "hybrid".into(),
@@ -159,8 +161,8 @@ pub mod tests {
 
     #[test]
     fn what_could_never_run_here_is_refused_with_the_fields_name() {
-        let folder = std::env::temp_dir().join(format!("berth-node-{}", std::process::id()));
-        let node = node(folder.clone());
+        let scratch = Scratch::new("node");
+        let node = node(scratch.path());
         let field = |spec: JobSpec| {
             let refusal = node.check(&spec).unwrap_err();
             assert_eq!(refusal.code, RefusalCode::Impossible);
@@ -172,7 +174,6 @@ pub mod tests {
         assert_eq!(field(spec("1", 1001, "busybox", "")), "resource.mem");
         assert_eq!(field(spec("1", 64, "nosuch", "")), "imageId");
         assert_eq!(field(spec("1", 64, "busybox", "/etc")), "packagePath");
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use wire::http::{Query, reason_phrase};
@@ -120,8 +120,8 @@ impl Readers {
     }
 
     /// Forks a reader that answers on `stream` with the bytes of `path`.
-    pub fn start(&mut self, stream: &TcpStream, path: PathBuf, from: Start, watcher: &Watcher, now: Instant) {
-        let started = sys::fork_child(|| read(stream, &path, from))
+    pub fn start(&mut self, stream: &TcpStream, path: &Path, from: Start, watcher: &Watcher, now: Instant) {
+        let started = sys::fork_child(|| read(stream, path, from))
             .and_then(|child| watcher.watch_child(child.pid, child.pidfd.as_fd()).map(|()| child));
         match started {
             Ok(child) => drop(self.running.insert(child.pid, (child, now + LIFETIME))),
@@ -221,6 +221,7 @@ fn refusal(path: &Path, error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
     use std::net::TcpListener;
 
     fn parse(query: &str) -> Result<OutputRequest, BadInput> {
@@ -263,12 +264,12 @@ mod tests {
 
     #[test]
     fn the_answer_is_the_bytes_from_the_offset_on_and_the_whole_size() {
-        let path = std::env::temp_dir().join(format!("berth-output-{}", std::process::id()));
+        let scratch = Scratch::new("output");
+        let path = scratch.join("task_stdout");
         std::fs::write(&path, "0123456789").unwrap();
         let text = answer_for(&path, Start::Offset(4));
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\n456789"), "{text}");
         assert!(text.contains("\r\nContent-Length: 6\r\n") && text.contains("\r\nX-Berth-Size: 10\r\n"), "{text}");
-        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::event_loop::{Event, EventLoop, Watcher};
 use crate::history::{Era, History};
 use crate::journal::{Journal, JournalError};
 use crate::launch::{self, LaunchError, Launcher, Settings, UnionError};
+use crate::machine;
 use crate::node::{self, Node, Share};
 use crate::output::{OutputRequest, Readers};
 use crate::state_dir::{StateDir, StateDirError};
@@ -114,7 +115,7 @@ impl Supervisor {
         let (journal, records) = Journal::open(&state_dir.journal())?;
         let mut history = History::replay(records);
         history.skip_what_a_power_cut_may_have_taken(&boot);
-        history.begin_era(Era { boot: boot.clone(), bases: layout.bases() });
+        let era_is_new = history.begin_era(Era { boot: boot.clone(), bases: layout.bases() });
         let layouts = adopt::open_layouts(&history.eras, &boot, layout)?;
         let places = Places {
             containers: config.state_dir.join("cont"),
@@ -125,10 +126,11 @@ impl Supervisor {
         let now = Now::read();
         let mut table = TaskTable::new(node, config.grace, journal, history, now);
         // From here on what is written belongs to our era.
-        table.compact().map_err(ServeError::Compaction)?;
+        begin_journal(&mut table, era_is_new)?;
         let watcher = events.watcher().map_err(cannot("watch anything"))?;
         let own_watcher = events.watcher().map_err(cannot("watch anything"))?;
-        let mut containers = Containers::new(launcher, places.clone(), layouts.opened, watcher);
+        let descriptors = machine::raise_descriptors();
+        let mut containers = Containers::new(launcher, places.clone(), layouts.opened, watcher, descriptors);
         adopt::adopt(&mut table, &mut containers, &layouts.of_era, now);
         Ok(Supervisor {
             events,
@@ -169,7 +171,7 @@ impl Supervisor {
 
     /// The least of everybody's deadlines; at once, if there is something to launch.
     fn next_deadline(&self) -> Option<Instant> {
-        let launch = self.table.has_launches().then(Instant::now);
+        let launch = (self.table.has_launches() && self.containers.have_room()).then(Instant::now);
         let deadlines = [
             launch,
             self.table.next_deadline(),
@@ -232,7 +234,7 @@ impl Supervisor {
         }
         let path = self.places.logs(output.task).join(output.stream.file_name());
         if let Some(stream) = self.events.server().hand_over(connection, now.instant) {
-            self.readers.start(&stream, path, output.start, &self.watcher, now.instant);
+            self.readers.start(&stream, &path, output.start, &self.watcher, now.instant);
         }
     }
 
@@ -274,6 +276,9 @@ impl Supervisor {
     }
 
     fn launch_one(&mut self, now: Now) {
+        if !self.containers.have_room() {
+            return;
+        }
         let Some(task) = self.table.next_launch() else { return };
         let (Some(spec), Some(origin)) = (self.table.spec(task), self.table.origin(task)) else { return };
         let event = match self.containers.launch(task, spec, origin) {
@@ -289,6 +294,18 @@ impl Supervisor {
             0 => self.containers.remove_bases(),
             tasks => log::info!("stopping; {tasks} tasks go on, and the next supervisor takes them over"),
         }
+    }
+}
+
+/// Rewrites the journal, so that what follows stands under our era. On a disk too full for that, a journal
+/// that ends in the same era will do as it is: tasks can still be told of and killed.
+fn begin_journal(table: &mut TaskTable, era_is_new: bool) -> Result<(), ServeError> {
+    match table.compact() {
+        Err(message) if !era_is_new && table.take_lost_journal().is_none() => {
+            log::warn!("{message}; going on with it as it is");
+            Ok(())
+        }
+        result => result.map_err(ServeError::Compaction),
     }
 }
 

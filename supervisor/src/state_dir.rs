@@ -106,15 +106,16 @@ fn keep(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn the_instance_id_is_drawn_once_and_kept() {
-        let folder = std::env::temp_dir().join(format!("berth-state-dir-{}", std::process::id()));
-        let first = StateDir::lock(&folder).unwrap().instance().unwrap();
+        let scratch = Scratch::new("state-dir");
+        let folder = scratch.path();
+        let first = StateDir::lock(folder).unwrap().instance().unwrap();
         assert!(is_instance(&first.0));
-        assert_eq!(StateDir::lock(&folder).unwrap().instance().unwrap(), first);
+        assert_eq!(StateDir::lock(folder).unwrap().instance().unwrap(), first);
         std::fs::write(folder.join("instance"), "abc").unwrap();
-        assert!(matches!(StateDir::lock(&folder).unwrap().instance(), Err(StateDirError::BadInstance(_))));
-        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(matches!(StateDir::lock(folder).unwrap().instance(), Err(StateDirError::BadInstance(_))));
     }
 }

@@ -188,12 +188,12 @@ fn remove(folder: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn what_waits_is_swept_together_after_a_moment() {
-        let folder = std::env::temp_dir().join(format!("berth-sweep-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let (journal, _) = Journal::open(&folder.join("journal")).unwrap();
+        let scratch = Scratch::new("sweep");
+        let (journal, _) = Journal::open(&scratch.join("journal")).unwrap();
         let events = crate::event_loop::EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
         let mut sweeper = Sweeper::default();
         let now = Instant::now();
@@ -204,7 +204,6 @@ mod tests {
         assert_eq!(sweeper.next_deadline(), Some(now + LINGER));
         sweeper.add(vec!["/cont/a".into()]);
         assert_eq!(sweeper.take_folders(now), [PathBuf::from("/cont/a"), PathBuf::from("/cont/b")]);
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

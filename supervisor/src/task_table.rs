@@ -300,6 +300,7 @@ impl TaskTable {
         self.by_event.remove(&living.told.event);
         self.by_event.insert(event, id);
         living.told = living.task.report(event);
+        log::debug!("task {id}: {}", living.told.status);
         if matches!(change, Change::Ended)
             && let Some(living) = self.living.remove(&id)
         {
@@ -559,34 +560,32 @@ fn records_of(living: &Living) -> Vec<Record> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::node::tests::{node, spec};
+    use crate::scratch::Scratch;
     use crate::task::{Init, Outcome};
-    use std::path::PathBuf;
+    use std::path::Path;
     use wire::{Attempt, InstanceId, JobId, State};
 
     const GRACE: Duration = Duration::from_secs(5);
     const INIT: Init = Init { pid: 7, start_time: 8 };
 
     /// A table on a journal and an image folder of its own.
-    struct Fixture {
-        table: TaskTable,
-        folder: PathBuf,
+    pub struct Fixture {
+        pub table: TaskTable,
+        scratch: Scratch,
     }
 
     impl Fixture {
-        fn new(name: &str) -> Fixture {
-            let folder = std::env::temp_dir().join(format!("berth-table-{}-{name}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&folder);
-            std::fs::create_dir_all(&folder).unwrap();
-            let table = table_in(&folder);
-            Fixture { table, folder }
+        pub fn new(name: &str) -> Fixture {
+            let scratch = Scratch::new(name);
+            Fixture { table: table_in(scratch.path()), scratch }
         }
 
         /// The same journal read by the next supervisor.
         fn restart(&mut self) {
-            self.table = table_in(&self.folder);
+            self.table = table_in(self.scratch.path());
         }
 
         fn create(&mut self) -> TaskId {
@@ -623,13 +622,14 @@ mod tests {
 
     impl Drop for Fixture {
         fn drop(&mut self) {
-            self.check_sanity();
-            let _ = std::fs::remove_dir_all(&self.folder);
+            if !std::thread::panicking() {
+                self.check_sanity();
+            }
         }
     }
 
-    fn table_in(folder: &std::path::Path) -> TaskTable {
-        let node = node(folder.join("img"));
+    fn table_in(folder: &Path) -> TaskTable {
+        let node = node(&folder.join("img"));
         let (journal, records) = Journal::open(&folder.join("journal")).unwrap();
         let mut history = History::replay(records);
         history.begin_era(Era { boot: node.boot.clone(), bases: crate::cgroup::Bases::default() });
@@ -696,7 +696,7 @@ mod tests {
         let mut it = Fixture::new("go");
         let id = it.create();
         it.launch(id);
-        let lines = std::fs::read_to_string(it.folder.join("journal")).unwrap();
+        let lines = std::fs::read_to_string(it.scratch.join("journal")).unwrap();
         assert!(lines.ends_with("{\"record\":\"launched\",\"task\":1,\"pid\":7,\"startTime\":8}\n"), "{lines}");
         assert_eq!(it.deeds(), [(id, Deed::SayGo)]);
     }
