@@ -45,6 +45,24 @@ pub struct Placed {
 }
 
 impl Job {
+    /// A job nobody has placed yet.
+    pub fn submitted(id: JobId, spec: JobSpec, submitted_at: Timestamp) -> Job {
+        Job {
+            id,
+            spec,
+            status: State::Pending,
+            cause: None,
+            exit_code: None,
+            placed: None,
+            attempt: Attempt(0),
+            submitted_at,
+            started_at: None,
+            ended_at: None,
+            cpu_ms: None,
+            memory_peak_bytes: None,
+        }
+    }
+
     /// Why it failed, in words.
     pub fn reason(&self) -> Option<String> {
         self.cause.as_ref().map(ToString::to_string)
@@ -146,5 +164,25 @@ impl Serialize for Node {
         node.serialize_field("cgroups", &said.map(|said| &said.cgroups))?;
         node.serialize_field("union", &said.map(|said| &said.union))?;
         node.end()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A job that asks for little.
+    pub(crate) fn spec() -> JobSpec {
+        let text = r#"{"name":"a","resource":{"cpu":1,"mem":64},"commandLine":"sleep 5","imageId":"busybox"}"#;
+        wire::json::from_slice(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn before_placement_node_and_task_are_minus_one_and_the_rest_is_null() {
+        let job = Job::submitted(JobId(7), spec(), Timestamp::UNIX_EPOCH);
+        expect_test::expect![[
+            r#"{"jobId":7,"name":"a","resource":{"cpu":1,"mem":64},"commandLine":"sleep 5","packagePath":"","imageId":"busybox","timeout":0,"status":"Pending[ ]","reason":null,"cause":null,"nodeId":-1,"taskId":-1,"attempt":0,"exitCode":null,"submittedAt":"1970-01-01T00:00:00Z","startedAt":null,"endedAt":null,"cpuMs":null,"memoryPeakBytes":null}"#
+        ]]
+        .assert_eq(&serde_json::to_string(&job).unwrap());
     }
 }

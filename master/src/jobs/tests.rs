@@ -1,0 +1,595 @@
+//! The owner against nodes that are played, down to a master killed between any two steps.
+
+use std::sync::mpsc;
+
+use super::*;
+use crate::life::tests::report;
+use crate::scheduler::tests::resource;
+use crate::state_dir::Scratch;
+use wire::task::TaskReport;
+use wire::{CpuAmount, Reason};
+
+/// A master in a folder of its own, and its clock.
+struct Master {
+    dir: Scratch,
+    owner: Option<Owner>,
+    nodes: Nodes,
+    now: Now,
+}
+
+impl Master {
+    fn new(nodes: u32) -> Master {
+        let addrs = (0..nodes).map(|id| (NodeId(id), format!("127.0.0.1:{}", 5000 + id))).collect();
+        let nodes = Nodes { addrs, time_out: Duration::from_secs(10) };
+        let mut master = Master { dir: Scratch::new(), owner: None, nodes, now: Now::read() };
+        master.start();
+        master
+    }
+
+    /// As after a SIGKILL: memory is gone, the database stays.
+    fn start(&mut self) -> Vec<Order> {
+        self.owner = None;
+        let store = Store::open(self.dir.path()).unwrap();
+        let mut owner = Owner::new(store, self.nodes.clone(), self.now).unwrap();
+        let orders = owner.first_orders();
+        self.owner = Some(owner);
+        orders
+    }
+
+    fn owner(&mut self) -> &mut Owner {
+        self.owner.as_mut().unwrap()
+    }
+
+    fn turn(&mut self, messages: Vec<Message>) -> Vec<Order> {
+        let now = self.now;
+        let orders = self.owner().turn(messages, now).unwrap();
+        self.owner().check_sanity();
+        orders
+    }
+
+    fn says(&mut self, node: u32, said: Said) -> Vec<Order> {
+        self.turn(vec![Message::Heard(Heard { node: NodeId(node), said })])
+    }
+
+    fn tells(&mut self, node: NodeResource, after: u64, last: u64, mut events: Vec<TaskReport>) -> Vec<Order> {
+        let instance = self.owner().instance.clone();
+        for report in &mut events {
+            report.key.master = Some(instance.clone());
+        }
+        let id = node.node_id.0;
+        let answer = Ok(Events { last: EventNumber(last), events, resource: node });
+        self.says(id, Said::Events { after: EventNumber(after), answer })
+    }
+
+    fn submit(&mut self, specs: Vec<JobSpec>) -> (Result<Vec<Job>, RefusedJob>, Vec<Order>) {
+        let (reply, answer) = mpsc::channel();
+        let orders = self.turn(vec![Message::Submit { specs, reply }]);
+        (answer.recv().unwrap(), orders)
+    }
+
+    fn kill(&mut self, job: u64) -> (Option<Job>, Vec<Order>) {
+        let (reply, answer) = mpsc::channel();
+        let orders = self.turn(vec![Message::Kill { job: JobId(job), reply }]);
+        (answer.recv().unwrap(), orders)
+    }
+
+    fn job(&mut self, id: u64) -> Job {
+        self.owner().store.job(JobId(id)).unwrap().unwrap().job
+    }
+
+    fn nodes_shown(&mut self) -> Vec<Node> {
+        let (reply, answer) = mpsc::channel();
+        self.turn(vec![Message::Nodes { reply }]);
+        answer.recv().unwrap()
+    }
+}
+
+impl Owner {
+    /// What must be true between any two turns.
+    fn check_sanity(&self) {
+        let kept: BTreeMap<JobId, Kept> =
+            self.store.active().unwrap().into_iter().map(|kept| (kept.job.id, kept)).collect();
+        assert_eq!(kept.keys().collect::<Vec<_>>(), self.active.keys().collect::<Vec<_>>());
+        for (id, active) in &self.active {
+            assert_eq!((&kept[id].job, kept[id].kill_asked), (&active.job, active.kill_asked));
+            let holders: Vec<NodeId> = self
+                .members
+                .iter()
+                .filter(|(_, member)| member.jobs().any(|job| job == *id))
+                .map(|(node, _)| *node)
+                .collect();
+            assert_eq!(holders, active.job.placed.iter().map(|placed| placed.node).collect::<Vec<_>>());
+        }
+        for member in self.members.values() {
+            assert!(member.jobs().all(|job| self.active.contains_key(&job)));
+        }
+    }
+}
+
+fn spec(mem: u64) -> JobSpec {
+    let mut spec = crate::job::tests::spec();
+    spec.resource.mem = mem;
+    spec
+}
+
+fn node() -> NodeResource {
+    resource(0, 4, 1000)
+}
+
+fn created(task: u64) -> Answer<Created> {
+    Answer::done(Created { task_id: TaskId(task) })
+}
+
+fn refused(code: RefusalCode) -> Answer<Created> {
+    Answer::refused(Refusal::new(code, "says the node"))
+}
+
+fn answer(job: u64, attempt: u32, answer: Answer<Created>) -> Said {
+    Said::Created { tasks: vec![(JobId(job), Attempt(attempt))], answer: Ok(vec![answer]) }
+}
+
+fn creates(orders: &[Order]) -> Vec<(u64, u32)> {
+    let tasks = orders.iter().filter_map(|order| match order {
+        Order::Create { tasks, .. } => Some(tasks),
+        _ => None,
+    });
+    tasks.flatten().map(|task| (task.job_id.unwrap().0, task.attempt.unwrap().0)).collect()
+}
+
+fn kills(orders: &[Order]) -> Vec<u64> {
+    let kill = |order: &Order| match order {
+        Order::Kill { task, .. } => Some(task.0),
+        _ => None,
+    };
+    orders.iter().filter_map(kill).collect()
+}
+
+fn polls(orders: &[Order]) -> Vec<(u64, bool)> {
+    let poll = |order: &Order| match order {
+        Order::Poll { after, wait, .. } => Some((after.0, *wait > Duration::ZERO)),
+        _ => None,
+    };
+    orders.iter().filter_map(poll).collect()
+}
+
+fn said(job: u64, task: u64, status: State) -> TaskReport {
+    report(JobId(job), Attempt(1), TaskId(task), status)
+}
+
+/// A master whose only node is ready and has job 1 as task 8, running.
+fn running() -> Master {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.says(0, answer(1, 1, created(8)));
+    master.tells(node(), 0, 2, vec![said(1, 8, State::Running)]);
+    assert_eq!(master.job(1).status, State::Running);
+    master
+}
+
+#[test]
+fn a_submission_is_stored_placed_and_sent_in_one_turn() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    let (jobs, orders) = master.submit(vec![spec(64), spec(64)]);
+    let jobs = jobs.unwrap();
+    assert_eq!(
+        jobs.iter().map(|job| (job.id.0, job.status)).collect::<Vec<_>>(),
+        [(1, State::Assigned), (2, State::Assigned)]
+    );
+    assert_eq!(creates(&orders), [(1, 1), (2, 1)], "one create for all of a turn");
+    assert_eq!(orders.len(), 1);
+    assert_eq!(master.job(1), jobs[0]);
+}
+
+#[test]
+fn a_job_ends_as_its_node_says() {
+    let mut master = running();
+    let orders = master.tells(node(), 2, 5, vec![said(1, 8, State::Failed)]);
+    let job = master.job(1);
+    assert_eq!((job.status, job.reason()), (State::Failed, Some("exit code 3".into())));
+    assert_eq!(polls(&orders), [(5, true)], "what is written is acknowledged with the next poll");
+}
+
+#[test]
+fn events_of_other_masters_are_not_ours() {
+    let mut master = running();
+    let other = said(1, 8, State::Killed);
+    let events = Events { last: EventNumber(3), events: vec![other], resource: node() };
+    master.says(0, Said::Events { after: EventNumber(2), answer: Ok(events) });
+    assert_eq!(master.job(1).status, State::Running);
+}
+
+#[test]
+fn no_room_puts_the_job_back_and_the_node_is_asked_before_it_gets_more() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    let orders = master.says(0, answer(1, 1, refused(RefusalCode::NoRoom)));
+    assert_eq!(orders, [Order::Ask { node: NodeId(0), delay: AFTER_NO_ROOM }]);
+    assert_eq!((master.job(1).status, master.job(1).placed), (State::Pending, None));
+    assert_eq!(creates(&master.says(0, Said::Free { answer: Ok(node()) })), [(1, 2)], "the next attempt");
+}
+
+#[test]
+fn what_a_node_calls_impossible_fails_with_its_words() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.says(0, answer(1, 1, refused(RefusalCode::Impossible)));
+    assert_eq!(master.job(1).cause, Some(Reason::Refused { message: "says the node".into() }));
+}
+
+#[test]
+fn a_create_nobody_answered_is_sent_again_when_the_node_answers() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    let nothing = Said::Created { tasks: vec![(JobId(1), Attempt(1))], answer: Err("reset".into()) };
+    assert_eq!(creates(&master.says(0, nothing)), []);
+    assert_eq!(creates(&master.says(0, Said::Free { answer: Ok(node()) })), [(1, 1)], "the same attempt");
+    assert_eq!(creates(&master.tells(node(), 0, 0, vec![])), [], "not while it is under way");
+}
+
+#[test]
+fn a_waiting_job_is_killed_at_once_and_killing_twice_is_fine() {
+    let mut master = Master::new(1);
+    master.submit(vec![spec(64)]).0.unwrap();
+    for _ in 0..2 {
+        let (job, orders) = master.kill(1);
+        assert_eq!((job.unwrap().status, orders), (State::Killed, vec![]));
+    }
+    assert_eq!(master.kill(2).0, None);
+    assert_eq!(creates(&master.tells(node(), 0, 0, vec![])), []);
+}
+
+#[test]
+fn a_running_job_is_killed_by_its_node_and_the_node_says_how_it_ended() {
+    let mut master = running();
+    let (job, orders) = master.kill(1);
+    assert_eq!((job.unwrap().status, kills(&orders)), (State::Running, vec![8]));
+    assert!(kills(&master.kill(1).1).is_empty(), "it is under way");
+    let failed = Said::Killed { job: JobId(1), task: TaskId(8), answer: Err("reset".into()) };
+    assert!(kills(&master.says(0, failed)).is_empty());
+    assert_eq!(kills(&master.says(0, Said::Free { answer: Ok(node()) })), [8], "until it is taken");
+    master.says(0, Said::Killed { job: JobId(1), task: TaskId(8), answer: Ok(Ok(())) });
+    assert!(kills(&master.tells(node(), 2, 2, vec![])).is_empty());
+    master.tells(node(), 2, 3, vec![said(1, 8, State::Finished)]);
+    assert_eq!(master.job(1).status, State::Finished, "it was done before the kill came");
+}
+
+#[test]
+fn a_kill_that_comes_before_the_tasks_number_is_sent_with_it() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    assert!(kills(&master.kill(1).1).is_empty());
+    assert_eq!(kills(&master.says(0, answer(1, 1, created(8)))), [8]);
+}
+
+#[test]
+fn a_kill_is_not_forgotten_when_the_event_overtakes_the_answer_to_the_create() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.kill(1);
+    master.tells(node(), 0, 1, vec![said(1, 8, State::Running)]);
+    assert_eq!(kills(&master.says(0, answer(1, 1, created(8)))), [8]);
+}
+
+#[test]
+fn a_kill_survives_the_masters_death() {
+    let mut master = running();
+    master.kill(1);
+    assert_eq!(polls(&master.start()), [(0, false)], "first of all the roll is called");
+    let orders = master.tells(node(), 0, 2, vec![said(1, 8, State::Running)]);
+    assert_eq!(kills(&orders), [8]);
+}
+
+#[test]
+fn after_a_restart_a_create_without_an_answer_is_sent_again_with_the_same_key() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.start();
+    assert_eq!(creates(&master.tells(node(), 0, 0, vec![])), [(1, 1)]);
+}
+
+#[test]
+fn after_a_restart_a_task_the_node_does_not_know_is_lost() {
+    let mut master = running();
+    master.start();
+    master.tells(node(), 0, 2, vec![]);
+    assert_eq!(master.job(1).reason(), Some("lost".into()));
+}
+
+#[test]
+fn an_answer_older_than_the_create_loses_nothing() {
+    let mut master = running();
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.says(0, answer(2, 1, created(9)));
+    master.tells(node(), 2, 2, vec![]);
+    assert_eq!(master.job(2).status, State::Assigned);
+}
+
+#[test]
+fn a_node_with_another_state_dir_has_lost_its_tasks_and_is_read_from_the_start() {
+    let mut master = running();
+    let wiped = || NodeResource { instance: InstanceId("f".repeat(32)), ..node() };
+    let orders = master.tells(wiped(), 2, 9, vec![said(1, 8, State::Finished)]);
+    assert_eq!(master.job(1).reason(), Some("lost".into()), "task 8 of the new state dir is not ours");
+    assert_eq!(polls(&orders), [(0, false)]);
+    assert_eq!(polls(&master.tells(wiped(), 0, 9, vec![])), [(9, true)]);
+}
+
+#[test]
+fn a_node_whose_history_went_back_is_asked_for_all_it_knows() {
+    let mut master = running();
+    assert_eq!(polls(&master.tells(node(), 2, 1, vec![])), [(0, false)]);
+    master.tells(node(), 0, 1, vec![]);
+    assert_eq!(master.job(1).reason(), Some("lost".into()));
+}
+
+#[test]
+fn a_silent_node_gets_nothing_new_and_what_it_has_stays() {
+    let mut master = running();
+    let silent = || Said::Events { after: EventNumber(2), answer: Err("connection refused".into()) };
+    let orders = master.says(0, silent());
+    assert_eq!(polls(&orders), [(2, false)], "a sign of life is wanted at once");
+    let (jobs, orders) = master.submit(vec![spec(64)]);
+    assert_eq!((jobs.unwrap()[0].status, creates(&orders)), (State::Pending, vec![]));
+    master.now.clock += Duration::from_secs(11);
+    master.says(0, silent());
+    assert_eq!(master.nodes_shown()[0].state.as_str(), "lost");
+    assert_eq!(master.job(1).status, State::Running);
+    let orders = master.tells(node(), 2, 2, vec![]);
+    assert_eq!(creates(&orders), [(2, 1)]);
+}
+
+#[test]
+fn a_node_that_calls_itself_by_another_number_is_not_used() {
+    let mut master = Master::new(1);
+    let other = Events { last: EventNumber(0), events: vec![], resource: resource(5, 4, 1000) };
+    master.says(0, Said::Events { after: EventNumber(0), answer: Ok(other) });
+    let (jobs, _) = master.submit(vec![spec(64)]);
+    assert_eq!(jobs.unwrap()[0].status, State::Pending);
+}
+
+#[test]
+fn a_list_with_a_job_that_no_node_could_ever_run_is_refused_whole() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    let refused = master.submit(vec![spec(64), spec(9999)]).0.unwrap_err();
+    assert_eq!((refused.index, refused.bad.field.as_str()), (1, "resource.mem"));
+    assert!(master.owner().store.job(JobId(1)).unwrap().is_none());
+}
+
+#[test]
+fn while_a_node_has_not_spoken_nothing_is_called_impossible_and_the_job_says_why_it_waits() {
+    let mut master = Master::new(2);
+    master.tells(node(), 0, 0, vec![]);
+    let (jobs, _) = master.submit(vec![spec(9999)]);
+    assert_eq!(jobs.unwrap()[0].status, State::Pending);
+    let (reply, answer) = mpsc::channel();
+    master.turn(vec![Message::Why { job: JobId(1), reply }]);
+    let why = answer.recv().unwrap().unwrap();
+    assert!(why.starts_with("needs 9999 MiB; the largest node 0 has 1000 MiB in all (no answer from node 1"), "{why}");
+}
+
+#[test]
+fn a_job_on_a_node_nobody_configured_any_more_stays_and_can_be_asked_to_end() {
+    let mut master = running();
+    master.nodes.addrs.clear();
+    assert_eq!(master.start(), []);
+    assert_eq!(master.job(1).status, State::Running);
+    assert_eq!(kills(&master.kill(1).1), [8]);
+    assert_eq!(master.nodes_shown()[0].state.as_str(), "lost");
+}
+
+#[test]
+fn what_could_not_be_committed_never_was_and_the_next_turn_works() {
+    let mut master = running();
+    master.owner().store.forbid_writes(true);
+    let (reply, answer) = mpsc::channel();
+    let instance = master.owner().instance.clone();
+    let mut ended = said(1, 8, State::Finished);
+    ended.key.master = Some(instance);
+    let events = Events { last: EventNumber(3), events: vec![ended], resource: node() };
+    let heard = Heard { node: NodeId(0), said: Said::Events { after: EventNumber(2), answer: Ok(events) } };
+    let orders = master.turn(vec![Message::Submit { specs: vec![spec(64)], reply }, Message::Heard(heard)]);
+    assert!(answer.recv().is_err(), "the submitter hears of an error");
+    assert_eq!(polls(&orders), [(0, false)], "the node is asked to say it again");
+    assert_eq!(master.job(1).status, State::Running);
+    master.owner().store.forbid_writes(false);
+    master.tells(node(), 0, 3, vec![said(1, 8, State::Finished)]);
+    assert_eq!(master.job(1).status, State::Finished);
+    assert_eq!(master.submit(vec![spec(64)]).0.unwrap()[0].id, JobId(2));
+}
+
+/// A node that is played: it keeps its tasks over every death of the master.
+struct PlayedNode {
+    next_task: u64,
+    last: u64,
+    /// By key: the task, its report, how often it was started.
+    tasks: BTreeMap<(u64, u32), TaskReport>,
+    started: BTreeMap<(u64, u32), u32>,
+}
+
+impl PlayedNode {
+    fn stamp(&mut self, key: (u64, u32), status: State) {
+        self.last += 1;
+        if let Some(task) = self.tasks.get_mut(&key) {
+            let mut new = report(JobId(key.0), Attempt(key.1), task.task_id, status);
+            new.key.master = task.key.master.clone();
+            new.event = EventNumber(self.last);
+            *task = new;
+        }
+    }
+
+    fn create(&mut self, request: &TaskRequest) -> Answer<Created> {
+        let key = (request.job_id.unwrap().0, request.attempt.unwrap().0);
+        if !self.tasks.contains_key(&key) {
+            let busy = self.tasks.values().filter(|task| !task.status.is_final()).count();
+            if busy >= 3 {
+                return refused(RefusalCode::NoRoom);
+            }
+            self.next_task += 1;
+            let mut new = report(JobId(key.0), Attempt(key.1), TaskId(self.next_task), State::Assigned);
+            new.key.master.clone_from(&request.master);
+            self.tasks.insert(key, new);
+            *self.started.entry(key).or_default() += 1;
+            self.stamp(key, State::Assigned);
+        }
+        created(self.tasks[&key].task_id.0)
+    }
+
+    /// One step of one task that has not ended.
+    fn go_on(&mut self, how: State) {
+        let next = self.tasks.iter().find(|(_, task)| !task.status.is_final()).map(|(key, task)| (*key, task.status));
+        match next {
+            Some((key, State::Assigned)) => self.stamp(key, State::Running),
+            Some((key, _)) => self.stamp(key, how),
+            None => {}
+        }
+    }
+
+    fn events(&mut self, after: u64) -> Events {
+        self.tasks.retain(|_, task| !(task.status.is_final() && task.event.0 <= after));
+        let events = self.tasks.values().filter(|task| task.event.0 > after).cloned().collect();
+        let busy = self.tasks.values().filter(|task| !task.status.is_final()).count() as u32;
+        let free = NodeResource { cpu: CpuAmount::whole(4 - busy), mem: 1000 - 64 * u64::from(busy), ..node() };
+        Events { last: EventNumber(self.last), events, resource: free }
+    }
+
+    fn carry_out(&mut self, order: Order) -> Said {
+        match order {
+            Order::Poll { after, .. } => Said::Events { after, answer: Ok(self.events(after.0)) },
+            Order::Create { tasks, .. } => {
+                let keys = tasks.iter().map(|task| (task.job_id.unwrap(), task.attempt.unwrap())).collect();
+                let answers = tasks.iter().map(|task| self.create(task)).collect();
+                Said::Created { tasks: keys, answer: Ok(answers) }
+            }
+            Order::Kill { job, task, .. } => {
+                let key = self.tasks.iter().find(|(_, known)| known.task_id == task).map(|(key, _)| *key);
+                let answer = match key {
+                    Some(key) if !self.tasks[&key].status.is_final() => {
+                        self.stamp(key, State::Killed);
+                        Ok(())
+                    }
+                    Some(_) => Ok(()),
+                    None => Err(Refusal::new(RefusalCode::NotFound, "no such task")),
+                };
+                Said::Killed { job, task, answer: Ok(answer) }
+            }
+            Order::Ask { .. } => Said::Free { answer: Ok(self.events(0).resource) },
+        }
+    }
+}
+
+/// What the node would have said, had the connection held.
+fn cut(said: Said) -> Said {
+    let cut = || "connection reset".to_owned();
+    match said {
+        Said::Events { after, .. } => Said::Events { after, answer: Err(cut()) },
+        Said::Created { tasks, .. } => Said::Created { tasks, answer: Err(cut()) },
+        Said::Killed { job, task, .. } => Said::Killed { job, task, answer: Err(cut()) },
+        Said::Free { .. } => Said::Free { answer: Err(cut()) },
+    }
+}
+
+#[test]
+fn whatever_is_cut_reordered_or_killed_every_job_ends_once_with_its_true_state() {
+    for seed in 0..40_u64 {
+        play(seed);
+    }
+}
+
+/// Numbers that look random (Marsaglia's xorshift), the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % (bound as u64)).unwrap()
+    }
+}
+
+fn play(seed: u64) {
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut master = Master::new(1);
+    let mut played = PlayedNode { next_task: 0, last: 0, tasks: BTreeMap::new(), started: BTreeMap::new() };
+    let mut truth: BTreeMap<u64, State> = BTreeMap::new();
+    let mut orders = master.start();
+    let mut answers: Vec<Said> = Vec::new();
+    for step in 0..400 {
+        let calm = step > 150;
+        match dice.below(if calm { 6 } else { 10 }) {
+            0 | 1 if !orders.is_empty() => {
+                let order = orders.swap_remove(dice.below(orders.len()));
+                let said = played.carry_out(order);
+                answers.push(if !calm && dice.below(5) == 0 { cut(said) } else { said });
+            }
+            2 | 3 if !answers.is_empty() => {
+                let said = answers.swap_remove(dice.below(answers.len()));
+                orders.extend(master.says(0, said));
+            }
+            4 | 5 => played.go_on([State::Finished, State::Failed, State::Timeout][dice.below(3)]),
+            6 if step < 100 => {
+                let (jobs, more) = master.submit(vec![spec(64); 1 + dice.below(3)]);
+                truth.extend(jobs.unwrap().iter().map(|job| (job.id.0, State::Pending)));
+                orders.extend(more);
+            }
+            7 if !truth.is_empty() => {
+                let (_, more) = master.kill(1 + dice.below(truth.len()) as u64);
+                orders.extend(more);
+            }
+            // The master dies: what it was about to say or to hear is gone. The node may still act on some of it.
+            8 => {
+                for order in orders.drain(..).filter(|order| matches!(order, Order::Create { .. })) {
+                    played.carry_out(order);
+                }
+                answers.clear();
+                orders = master.start();
+            }
+            _ => {}
+        }
+        for ((job, _), task) in played.tasks.iter().filter(|(_, task)| task.status.is_final()) {
+            truth.insert(*job, task.status);
+        }
+    }
+    finish(&mut master, &mut played, orders, answers, &mut truth);
+    assert!(played.started.values().all(|times| *times == 1), "seed {seed}: an attempt ran twice");
+    for (job, ended) in truth {
+        let shown = master.job(job);
+        let tasks = played.started.keys().filter(|(id, _)| *id == job).count();
+        assert!(tasks <= 1, "seed {seed}: job {job} ran as {tasks} tasks");
+        let ended = if tasks == 0 { State::Killed } else { ended };
+        assert_eq!(shown.status, ended, "seed {seed}: job {job}");
+    }
+}
+
+/// From here on nothing fails: all must come to its end.
+fn finish(
+    master: &mut Master,
+    played: &mut PlayedNode,
+    mut orders: Vec<Order>,
+    mut answers: Vec<Said>,
+    truth: &mut BTreeMap<u64, State>,
+) {
+    for _ in 0..1000 {
+        if master.owner().active.is_empty() {
+            return;
+        }
+        played.go_on(State::Finished);
+        for ((job, _), task) in played.tasks.iter().filter(|(_, task)| task.status.is_final()) {
+            truth.insert(*job, task.status);
+        }
+        answers.extend(orders.drain(..).map(|order| played.carry_out(order)));
+        for said in std::mem::take(&mut answers) {
+            orders.extend(master.says(0, said));
+        }
+    }
+    panic!("jobs are left: {:?}", master.owner().active.keys().collect::<Vec<_>>());
+}

@@ -1,0 +1,363 @@
+//! What is known of each node, and how much of it is free. Pure: takes `now`, touches no socket.
+//!
+//! ```text
+//!   Unknown ──answered──▶ Ready ──no answer for the node time-out──▶ Lost
+//!      │                    ▲                                         │
+//!      └────────no answer───┼─────────────for the time-out───────────▶│
+//!                           └────────────answered─────────────────────┘
+//! ```
+//!
+//! A node whose last exchange failed takes nothing new, though it may still be `Ready`; what it has stays its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use wire::node::NodeResource;
+use wire::{EventNumber, InstanceId, JobId, NodeId};
+
+use crate::job::{Node, NodeState};
+use crate::scheduler::Amount;
+
+/// The first pause after a failed exchange; it doubles from there.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause, before jitter.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// One moment, on both clocks: the first measures, the second is shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// Monotonic.
+    pub clock: Instant,
+    /// The time of day.
+    pub wall: Timestamp,
+}
+
+impl Now {
+    /// This moment.
+    pub fn read() -> Now {
+        Now { clock: Instant::now(), wall: Timestamp::now() }
+    }
+}
+
+/// A job of ours on a node.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    amount: Amount,
+    /// Whether what the node last said is free leaves this job out already.
+    counted: bool,
+}
+
+/// Whose answer it was, compared with the node we gave our tasks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// The same node, or one we have never heard of.
+    Known,
+    /// Another state dir: the tasks we gave are not there.
+    Stranger,
+}
+
+/// A node, as the owner of the jobs keeps it.
+#[derive(Debug)]
+pub struct Member {
+    id: NodeId,
+    addr: String,
+    state: NodeState,
+    resource: Option<Arc<NodeResource>>,
+    instance: Option<InstanceId>,
+    acknowledged: EventNumber,
+    /// Jobs whose task numbers were known when all of the node's tasks were asked for: whichever of them the answer
+    /// leaves out, the node has forgotten.
+    roll_call: Option<BTreeSet<JobId>>,
+    held: BTreeMap<JobId, Held>,
+    /// The sums over `held`: all, and those not counted.
+    ours: Amount,
+    uncounted: Amount,
+    silent_since: Now,
+    /// What the last exchange said, if it failed.
+    trouble: Option<String>,
+    failures: u32,
+    /// It turned a job away; nothing new until it has spoken again.
+    full: bool,
+    /// Somebody will ask it what is free.
+    pub asked_what_is_free: bool,
+}
+
+impl Member {
+    /// A node nobody has heard of since this master started.
+    pub fn new(id: NodeId, addr: String, now: Now) -> Member {
+        Member {
+            id,
+            addr,
+            state: NodeState::Unknown,
+            resource: None,
+            instance: None,
+            acknowledged: EventNumber(0),
+            roll_call: None,
+            held: BTreeMap::new(),
+            ours: Amount::default(),
+            uncounted: Amount::default(),
+            silent_since: now,
+            trouble: None,
+            failures: 0,
+            full: false,
+            asked_what_is_free: false,
+        }
+    }
+
+    /// A node that some job is still on, though nobody configured it any more.
+    pub fn stray(id: NodeId, now: Now) -> Member {
+        let mut member = Member::new(id, "unknown".to_owned(), now);
+        member.failed(format!("no --node names it; hint: give --node {id}=ADDRESS"), Duration::ZERO, now);
+        member
+    }
+
+    /// The node as it is shown.
+    pub fn shown(&self) -> Node {
+        let resource = self.resource.as_deref().cloned();
+        Node { id: self.id, addr: self.addr.clone(), state: self.state.clone(), resource }
+    }
+
+    /// What it last said of itself.
+    pub fn resource(&self) -> Option<&NodeResource> {
+        self.resource.as_deref()
+    }
+
+    /// What the last exchange said, if it failed.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Its name and the last event of it that we wrote down, once it has a name.
+    pub fn followed(&self) -> Option<(&InstanceId, EventNumber)> {
+        self.instance.as_ref().map(|instance| (instance, self.acknowledged))
+    }
+
+    /// Follows this node's events from here on.
+    pub fn follow(&mut self, instance: InstanceId, acknowledged: EventNumber) {
+        self.instance = Some(instance);
+        self.acknowledged = acknowledged;
+    }
+
+    /// Whether `instance` is the node our tasks are on.
+    pub fn whose(&self, instance: &InstanceId) -> Whose {
+        match &self.instance {
+            Some(known) if known != instance => Whose::Stranger,
+            Some(_) | None => Whose::Known,
+        }
+    }
+
+    /// All of its tasks are about to be asked for; `numbered` are the jobs it must know.
+    pub fn call_the_roll(&mut self, numbered: BTreeSet<JobId>) {
+        self.roll_call = Some(numbered);
+    }
+
+    /// Whether a roll call has not been answered yet.
+    pub fn is_rolling(&self) -> bool {
+        self.roll_call.is_some()
+    }
+
+    /// The answer to the last roll call is here: the jobs it must hold.
+    pub fn end_roll_call(&mut self) -> BTreeSet<JobId> {
+        self.roll_call.take().unwrap_or_default()
+    }
+
+    /// It answered. Returns whether it had been lost or unknown.
+    pub fn answered(&mut self, resource: NodeResource, now: Now) -> bool {
+        let returned = self.state != NodeState::Ready;
+        self.state = NodeState::Ready;
+        self.resource = Some(Arc::new(resource));
+        self.silent_since = now;
+        self.trouble = None;
+        self.failures = 0;
+        self.full = false;
+        returned
+    }
+
+    /// It did not answer, and why. Returns how long to wait before trying again, and whether it is lost just now.
+    pub fn failed(&mut self, why: String, time_out: Duration, now: Now) -> (Duration, bool) {
+        let silent_for = now.clock.saturating_duration_since(self.silent_since.clock);
+        let was_lost = matches!(self.state, NodeState::Lost { .. });
+        if was_lost || silent_for >= time_out {
+            self.state = NodeState::Lost { since: self.silent_since.wall, why: why.clone() };
+        }
+        self.trouble = Some(why);
+        let pause = pause(self.id, self.failures);
+        self.failures = self.failures.saturating_add(1);
+        (pause, !was_lost && silent_for >= time_out)
+    }
+
+    /// It turned a job away.
+    pub fn is_full(&mut self) {
+        self.full = true;
+    }
+
+    /// A job of ours was placed here.
+    pub fn hold(&mut self, job: JobId, amount: Amount) {
+        if self.held.insert(job, Held { amount, counted: false }).is_none() {
+            self.ours = self.ours.plus(amount);
+            self.uncounted = self.uncounted.plus(amount);
+        }
+    }
+
+    /// What the node says is free leaves this job out from now on.
+    pub fn count(&mut self, job: JobId) {
+        if let Some(held) = self.held.get_mut(&job).filter(|held| !held.counted) {
+            held.counted = true;
+            self.uncounted = self.uncounted.minus(held.amount);
+        }
+    }
+
+    /// A job of ours is no longer here.
+    pub fn release(&mut self, job: JobId) {
+        if let Some(held) = self.held.remove(&job) {
+            self.ours = self.ours.minus(held.amount);
+            if !held.counted {
+                self.uncounted = self.uncounted.minus(held.amount);
+            }
+        }
+    }
+
+    /// No job of ours is here, and nothing was asked.
+    pub fn release_all(&mut self) {
+        self.held.clear();
+        (self.ours, self.uncounted) = (Amount::default(), Amount::default());
+        self.asked_what_is_free = false;
+    }
+
+    /// Our jobs here.
+    pub fn jobs(&self) -> impl Iterator<Item = JobId> + '_ {
+        self.held.keys().copied()
+    }
+
+    /// What new jobs may use, if it takes any. The node's total less all of ours is never too much for us alone;
+    /// what the node said is free, less those of ours it may not have counted yet, makes room for other masters'.
+    pub fn room(&self) -> Option<(Arc<NodeResource>, Amount)> {
+        let said = self.resource.as_ref()?;
+        let takes = self.state == NodeState::Ready && self.trouble.is_none() && !self.full;
+        let by_ours = Amount::total_of(said).minus(self.ours);
+        let by_its_word = Amount::free_of(said).minus(self.uncounted);
+        takes.then(|| (Arc::clone(said), by_ours.at_most(by_its_word)))
+    }
+}
+
+/// The pause after so many failures: doubling, and a little different for each node so that they do not come in step.
+fn pause(node: NodeId, failures: u32) -> Duration {
+    let doubled = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
+    // A multiplicative hash (Knuth, TAOCP 3, 6.4) spreads neighbours; the top byte is its best.
+    let spread = (node.0.wrapping_add(failures).wrapping_mul(2_654_435_769) >> 24) & 0xff;
+    doubled + doubled * spread / 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::tests::resource;
+    use wire::CpuAmount;
+
+    const TIME_OUT: Duration = Duration::from_secs(10);
+
+    fn later(now: Now, seconds: i64) -> Now {
+        let wall = now.wall + jiff::SignedDuration::from_secs(seconds);
+        Now { clock: now.clock + Duration::from_secs(seconds.unsigned_abs()), wall }
+    }
+
+    fn member(now: Now) -> Member {
+        Member::new(NodeId(0), "127.0.0.1:5000".into(), now)
+    }
+
+    fn amount(cpus: u32, mem: u64) -> Amount {
+        Amount { cpu: CpuAmount::whole(cpus), mem }
+    }
+
+    #[test]
+    fn a_node_is_lost_only_after_the_time_out_and_says_since_when_and_why() {
+        let start = Now::read();
+        let mut node = member(start);
+        assert!(node.answered(resource(0, 4, 1000), start));
+        assert!(!node.failed("connection refused".into(), TIME_OUT, later(start, 3)).1);
+        assert_eq!(node.shown().state, NodeState::Ready);
+        assert!(node.failed("connection refused".into(), TIME_OUT, later(start, 10)).1);
+        let lost = NodeState::Lost { since: start.wall, why: "connection refused".into() };
+        assert_eq!(node.shown().state, lost);
+        assert!(!node.failed("connection refused".into(), TIME_OUT, later(start, 11)).1, "it is lost only once");
+        assert!(node.answered(resource(0, 4, 1000), later(start, 12)));
+        assert_eq!(node.shown().state, NodeState::Ready);
+    }
+
+    #[test]
+    fn an_unknown_node_that_never_answers_is_lost_after_the_time_out() {
+        let start = Now::read();
+        let mut node = member(start);
+        node.failed("no route".into(), TIME_OUT, later(start, 9));
+        assert_eq!(node.shown().state, NodeState::Unknown);
+        node.failed("no route".into(), TIME_OUT, later(start, 10));
+        assert!(matches!(node.shown().state, NodeState::Lost { .. }));
+    }
+
+    #[test]
+    fn a_node_in_trouble_or_full_takes_nothing_until_it_answers() {
+        let now = Now::read();
+        let mut node = member(now);
+        assert!(node.room().is_none());
+        node.answered(resource(0, 4, 1000), now);
+        assert_eq!(node.room().unwrap().1, amount(4, 1000));
+        node.failed("reset".into(), TIME_OUT, now);
+        assert!(node.room().is_none());
+        node.answered(resource(0, 4, 1000), now);
+        node.is_full();
+        assert!(node.room().is_none());
+        node.answered(resource(0, 4, 1000), now);
+        assert!(node.room().is_some());
+    }
+
+    #[test]
+    fn a_job_is_subtracted_once_whether_or_not_the_node_has_counted_it() {
+        let now = Now::read();
+        let mut node = member(now);
+        node.answered(resource(0, 4, 1000), now);
+        node.hold(JobId(1), amount(1, 300));
+        node.hold(JobId(1), amount(1, 300));
+        assert_eq!(node.room().unwrap().1, amount(3, 700), "before the node knows of it");
+        let said = NodeResource { cpu: CpuAmount::whole(3), mem: 700, ..resource(0, 4, 1000) };
+        node.answered(said, now);
+        node.count(JobId(1));
+        node.count(JobId(1));
+        assert_eq!(node.room().unwrap().1, amount(3, 700), "after it has");
+        node.answered(resource(0, 4, 1000), now);
+        node.release(JobId(1));
+        node.release(JobId(1));
+        assert_eq!(node.room().unwrap().1, amount(4, 1000));
+    }
+
+    #[test]
+    fn what_another_masters_tasks_use_is_not_free() {
+        let now = Now::read();
+        let mut node = member(now);
+        let said = NodeResource { cpu: CpuAmount::whole(1), mem: 100, ..resource(0, 4, 1000) };
+        node.answered(said, now);
+        node.hold(JobId(1), amount(1, 60));
+        assert_eq!(node.room().unwrap().1, amount(0, 40));
+    }
+
+    #[test]
+    fn pauses_double_up_to_two_seconds_and_a_quarter() {
+        assert!(pause(NodeId(0), 0) >= FIRST_PAUSE);
+        for failures in 0..40 {
+            for node in 0..50 {
+                assert!(pause(NodeId(node), failures) <= LONGEST_PAUSE + LONGEST_PAUSE / 4);
+            }
+        }
+        assert!(pause(NodeId(7), 9) >= LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn another_instance_is_a_stranger() {
+        let mut node = member(Now::read());
+        let name = |name: &str| InstanceId(name.into());
+        assert_eq!(node.whose(&name("a")), Whose::Known);
+        node.follow(name("a"), EventNumber(4));
+        assert_eq!((node.whose(&name("a")), node.whose(&name("b"))), (Whose::Known, Whose::Stranger));
+    }
+}

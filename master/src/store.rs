@@ -1,0 +1,609 @@
+//! The database: its schema, the owner's writes, everybody's reads.
+//!
+//! [`Store`] is the one connection that writes; the owner of the jobs has it and nobody else. A [`Reader`]
+//! only reads, from any thread, and never waits for the writer (WAL). Nothing here decides anything: a job
+//! is written as it is given. A commit has reached the disk when it returns (synchronous=FULL).
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params, params_from_iter};
+use wire::{Attempt, EventNumber, InstanceId, JobId, JobSpec, NodeId, Resource, State, TaskId};
+
+use crate::job::{Job, Placed};
+
+/// The database file's name in the state dir.
+const FILE: &str = "master.db";
+/// The schema this version reads and writes (`PRAGMA user_version`).
+const SCHEMA_VERSION: i64 = 1;
+/// The most jobs one page may list.
+pub const MAX_PAGE: u32 = 1000;
+
+/// `AUTOINCREMENT`, so that a number is never given twice. The counts are kept by triggers, so that a page
+/// can show them without counting.
+const SCHEMA: &str = "
+    CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL,
+        cpu TEXT NOT NULL,
+        mem INTEGER NOT NULL,
+        command_line TEXT NOT NULL,
+        package_path TEXT NOT NULL,
+        image_id TEXT NOT NULL,
+        timeout_ms INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        kill_asked INTEGER NOT NULL DEFAULT 0,
+        cause TEXT,
+        exit_code INTEGER,
+        node INTEGER,
+        task INTEGER,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        submitted_ns INTEGER NOT NULL,
+        started_ns INTEGER,
+        ended_ns INTEGER,
+        cpu_ms INTEGER,
+        memory_peak_bytes INTEGER
+    ) STRICT;
+    CREATE INDEX jobs_by_status ON jobs (status, id);
+    CREATE TABLE state_counts (status TEXT PRIMARY KEY, jobs INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TRIGGER job_counted AFTER INSERT ON jobs BEGIN
+        UPDATE state_counts SET jobs = jobs + 1 WHERE status = NEW.status;
+    END;
+    CREATE TRIGGER job_recounted AFTER UPDATE OF status ON jobs WHEN OLD.status <> NEW.status BEGIN
+        UPDATE state_counts SET jobs = jobs - 1 WHERE status = OLD.status;
+        UPDATE state_counts SET jobs = jobs + 1 WHERE status = NEW.status;
+    END;
+    CREATE TABLE nodes (
+        id INTEGER PRIMARY KEY,
+        instance TEXT NOT NULL,
+        acknowledged INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE master (instance TEXT NOT NULL) STRICT;
+    INSERT INTO master (instance) VALUES (lower(hex(randomblob(16))));
+";
+
+const JOB_COLUMNS: &str = "id, name, cpu, mem, command_line, package_path, image_id, timeout_ms, status, kill_asked, \
+     cause, exit_code, node, task, attempt, submitted_ns, started_ns, ended_ns, cpu_ms, memory_peak_bytes";
+
+/// Why the database could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite said no.
+    #[error("cannot {doing} in the database: {cause}")]
+    Sqlite {
+        /// What was being done.
+        doing: &'static str,
+        /// What SQLite said.
+        cause: rusqlite::Error,
+    },
+    /// The file was written by another version.
+    #[error(
+        "cannot use the database: its schema is version {found}, this berth-master knows {SCHEMA_VERSION}; \
+         hint: start the version that wrote it, or give another --state-dir"
+    )]
+    OtherVersion {
+        /// The version in the file.
+        found: i64,
+    },
+}
+
+impl StoreError {
+    /// Whether what is on the disk is in doubt: after a failed write or sync the kernel may have dropped the
+    /// pages, so trying again could report a success that never happened.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            StoreError::Sqlite { cause, .. } => matches!(
+                cause.sqlite_error_code(),
+                Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+            ),
+            StoreError::OtherVersion { .. } => true,
+        }
+    }
+}
+
+/// Says what was being done when SQLite said no.
+fn doing<T>(what: &'static str, result: rusqlite::Result<T>) -> Result<T, StoreError> {
+    result.map_err(|cause| StoreError::Sqlite { doing: what, cause })
+}
+
+/// A job that has not ended, as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// The job.
+    pub job: Job,
+    /// Whether somebody asked for its end.
+    pub kill_asked: bool,
+}
+
+/// What is kept of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptNode {
+    /// Its number.
+    pub id: NodeId,
+    /// Whose state dir the tasks given to it live in.
+    pub instance: InstanceId,
+    /// The last of its events that is in the database.
+    pub acknowledged: EventNumber,
+}
+
+/// The connection that writes.
+pub struct Store {
+    db: Connection,
+}
+
+impl Store {
+    /// Opens the database in `dir`, or makes it.
+    pub fn open(dir: &Path) -> Result<Store, StoreError> {
+        let db = doing("open a file", Connection::open(dir.join(FILE)))?;
+        doing("set up", tune(&db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -1024;"))?;
+        let store = Store { db };
+        store.make_schema()?;
+        Ok(store)
+    }
+
+    fn make_schema(&self) -> Result<(), StoreError> {
+        let version = self.db.query_row("PRAGMA user_version", [], |row| row.get(0));
+        match doing("read the schema's version", version)? {
+            SCHEMA_VERSION => Ok(()),
+            0 => doing("make the tables", self.db.execute_batch(&first_schema())),
+            found => Err(StoreError::OtherVersion { found }),
+        }
+    }
+
+    /// This master's name, born with the database.
+    pub fn instance(&self) -> Result<InstanceId, StoreError> {
+        let name = self.db.query_row("SELECT instance FROM master", [], |row| row.get(0));
+        doing("read the master's name", name).map(InstanceId)
+    }
+
+    /// Begins the transaction that the next [`Store::commit`] ends.
+    pub fn begin(&self) -> Result<(), StoreError> {
+        doing("begin a transaction", self.db.execute_batch("BEGIN IMMEDIATE"))
+    }
+
+    /// Makes all since [`Store::begin`] durable.
+    pub fn commit(&self) -> Result<(), StoreError> {
+        doing("commit", self.db.execute_batch("COMMIT"))
+    }
+
+    /// Forgets all since [`Store::begin`].
+    pub fn roll_back(&self) -> Result<(), StoreError> {
+        // SQLite has already rolled back by itself after some errors (a full disk, for one).
+        if self.db.is_autocommit() { Ok(()) } else { doing("roll back", self.db.execute_batch("ROLLBACK")) }
+    }
+
+    /// Adds a job as `Pending[ ]` and names it.
+    pub fn add(&self, spec: JobSpec, submitted_at: Timestamp) -> Result<Job, StoreError> {
+        let mut insert = doing(
+            "add a job",
+            self.db.prepare_cached(
+                "INSERT INTO jobs (name, cpu, mem, command_line, package_path, image_id, timeout_ms, status, submitted_ns)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            ),
+        )?;
+        let row = params![
+            spec.name,
+            spec.resource.cpu.to_string(),
+            to_i64(spec.resource.mem),
+            spec.command_line,
+            spec.package_path,
+            spec.image_id.as_str(),
+            to_i64(spec.timeout),
+            State::Pending.as_str(),
+            to_ns(submitted_at),
+        ];
+        let id = JobId(from_i64(doing("add a job", insert.insert(row))?));
+        Ok(Job::submitted(id, spec, submitted_at))
+    }
+
+    /// Writes what has become of a job.
+    pub fn save(&self, job: &Job, kill_asked: bool) -> Result<(), StoreError> {
+        let mut update = doing(
+            "save a job",
+            self.db.prepare_cached(
+                "UPDATE jobs SET status = ?2, kill_asked = ?3, cause = ?4, exit_code = ?5, node = ?6, task = ?7,
+                 attempt = ?8, started_ns = ?9, ended_ns = ?10, cpu_ms = ?11, memory_peak_bytes = ?12 WHERE id = ?1",
+            ),
+        )?;
+        let row = params![
+            to_i64(job.id.0),
+            job.status.as_str(),
+            kill_asked,
+            job.cause.as_ref().and_then(|cause| serde_json::to_string(cause).ok()),
+            job.exit_code,
+            job.placed.map(|placed| placed.node.0),
+            job.placed.and_then(|placed| placed.task).map(|task| to_i64(task.0)),
+            job.attempt.0,
+            job.started_at.map(to_ns),
+            job.ended_at.map(to_ns),
+            job.cpu_ms.map(to_i64),
+            job.memory_peak_bytes.map(to_i64),
+        ];
+        doing("save a job", update.execute(row)).map(drop)
+    }
+
+    /// Writes whose events of a node were read, and up to which.
+    pub fn save_node(&self, node: &KeptNode) -> Result<(), StoreError> {
+        let mut upsert = doing(
+            "save a node",
+            self.db.prepare_cached(
+                "INSERT INTO nodes (id, instance, acknowledged) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (id) DO UPDATE SET instance = ?2, acknowledged = ?3",
+            ),
+        )?;
+        let row = params![node.id.0, node.instance.0, to_i64(node.acknowledged.0)];
+        doing("save a node", upsert.execute(row)).map(drop)
+    }
+
+    /// Every job that has not ended, oldest first.
+    pub fn active(&self) -> Result<Vec<Kept>, StoreError> {
+        let sql = format!("SELECT {JOB_COLUMNS} FROM jobs WHERE status IN (?1, ?2, ?3) ORDER BY id");
+        let states = [State::Pending, State::Assigned, State::Running].map(State::as_str);
+        let rows = self.db.prepare(&sql).and_then(|mut select| select.query_map(states, to_kept)?.collect());
+        doing("read the active jobs", rows)
+    }
+
+    /// Every node that was ever heard of.
+    pub fn nodes(&self) -> Result<Vec<KeptNode>, StoreError> {
+        let rows =
+            self.db.prepare("SELECT id, instance, acknowledged FROM nodes ORDER BY id").and_then(|mut select| {
+                let node = |row: &Row<'_>| {
+                    let acknowledged = EventNumber(from_i64(row.get(2)?));
+                    Ok(KeptNode { id: NodeId(row.get(0)?), instance: InstanceId(row.get(1)?), acknowledged })
+                };
+                select.query_map([], node)?.collect()
+            });
+        doing("read the nodes", rows)
+    }
+
+    /// One job, ended or not.
+    pub fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
+        read_job(&self.db, id)
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// From now on every write fails, or works again.
+    pub(crate) fn forbid_writes(&self, forbidden: bool) {
+        self.db.pragma_update(None, "query_only", forbidden).unwrap();
+    }
+}
+
+/// Which jobs a page lists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobQuery {
+    /// Only those in this state.
+    pub status: Option<State>,
+    /// Only those with this text in their name or command line, or with this number.
+    pub text: String,
+    /// Only those older than this one.
+    pub after: Option<JobId>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// A page of the job table, newest first.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JobPage {
+    /// The jobs.
+    pub jobs: Vec<Job>,
+    /// Where the next page begins: `after` of its query, if there is one.
+    pub next: Option<JobId>,
+}
+
+/// How many jobs are in each state, in the order of [`State::ALL`].
+pub type StateCounts = Vec<(State, u64)>;
+
+/// A connection that only reads.
+pub struct Reader {
+    db: Connection,
+}
+
+impl Reader {
+    /// Opens the database that a [`Store`] has made in `dir`.
+    pub fn open(dir: &Path) -> Result<Reader, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = doing("open a file to read", Connection::open_with_flags(dir.join(FILE), flags))?;
+        doing("set up", tune(&db, "PRAGMA query_only = 1; PRAGMA cache_size = -256;"))?;
+        Ok(Reader { db })
+    }
+
+    /// One job, ended or not.
+    pub fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
+        read_job(&self.db, id)
+    }
+
+    /// A page of jobs. Its cost is that of the rows it looks at, not of the pages before it.
+    pub fn page(&self, query: &JobQuery) -> Result<JobPage, StoreError> {
+        let limit = query.limit.clamp(1, MAX_PAGE);
+        let (sql, values) = page_sql(query, limit + 1);
+        let rows: rusqlite::Result<Vec<Kept>> = self
+            .db
+            .prepare_cached(&sql)
+            .and_then(|mut select| select.query_map(params_from_iter(values), to_kept)?.collect());
+        let mut jobs: Vec<Job> = doing("read a page of jobs", rows)?.into_iter().map(|kept| kept.job).collect();
+        let more = jobs.len() > limit as usize;
+        jobs.truncate(limit as usize);
+        Ok(JobPage { next: jobs.last().filter(|_| more).map(|job| job.id), jobs })
+    }
+
+    /// How many jobs are in each state.
+    pub fn counts(&self) -> Result<StateCounts, StoreError> {
+        let count = |state: State| {
+            let mut select = self.db.prepare_cached("SELECT jobs FROM state_counts WHERE status = ?1")?;
+            let jobs = select.query_row([state.as_str()], |row| row.get(0)).optional()?;
+            Ok((state, from_i64(jobs.unwrap_or(0))))
+        };
+        doing("count the jobs", State::ALL.into_iter().map(count).collect())
+    }
+}
+
+/// The query of a page: by the primary key, or by (status, id), always from `after` downwards.
+fn page_sql(query: &JobQuery, limit: u32) -> (String, Vec<rusqlite::types::Value>) {
+    let mut sql = format!("SELECT {JOB_COLUMNS} FROM jobs WHERE id < ?1");
+    let below = query.after.map_or(i64::MAX, |id| to_i64(id.0));
+    let mut values: Vec<rusqlite::types::Value> = vec![below.into(), i64::from(limit).into()];
+    if let Some(state) = query.status {
+        values.push(state.as_str().to_owned().into());
+        let _ = write!(sql, " AND status = ?{}", values.len());
+    }
+    if !query.text.is_empty() {
+        values.push(format!("%{}%", escape_like(&query.text)).into());
+        let like = values.len();
+        let number = query.text.parse().map_or(-1, |id: JobId| to_i64(id.0));
+        values.push(number.into());
+        let id = values.len();
+        let _ =
+            write!(sql, " AND (name LIKE ?{like} ESCAPE '\\' OR command_line LIKE ?{like} ESCAPE '\\' OR id = ?{id})");
+    }
+    sql.push_str(" ORDER BY id DESC LIMIT ?2");
+    (sql, values)
+}
+
+/// `%` and `_` are what the user typed, not patterns.
+fn escape_like(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
+}
+
+fn tune(db: &Connection, pragmas: &str) -> rusqlite::Result<()> {
+    db.busy_timeout(Duration::from_secs(5))?;
+    db.execute_batch(pragmas)
+}
+
+fn first_schema() -> String {
+    let mut sql = format!("BEGIN IMMEDIATE; {SCHEMA}");
+    for state in State::ALL {
+        let _ = write!(sql, "INSERT INTO state_counts VALUES ('{state}', 0);");
+    }
+    let _ = write!(sql, "PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
+    sql
+}
+
+fn read_job(db: &Connection, id: JobId) -> Result<Option<Kept>, StoreError> {
+    let sql = format!("SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?1");
+    let row = db.prepare_cached(&sql).and_then(|mut select| select.query_row([to_i64(id.0)], to_kept).optional());
+    doing("read a job", row)
+}
+
+fn to_kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
+    let resource = Resource { cpu: parsed(row, 2)?, mem: from_i64(row.get(3)?) };
+    let spec = JobSpec {
+        name: row.get(1)?,
+        resource,
+        command_line: row.get(4)?,
+        package_path: row.get(5)?,
+        image_id: parsed(row, 6)?,
+        timeout: from_i64(row.get(7)?),
+    };
+    let task = row.get::<_, Option<i64>>(13)?.map(|task| TaskId(from_i64(task)));
+    let job = Job {
+        id: JobId(from_i64(row.get(0)?)),
+        spec,
+        status: parsed(row, 8)?,
+        // A reason that a newer version wrote stays a reason: `Reason::Unknown`.
+        cause: row.get::<_, Option<String>>(10)?.and_then(|cause| serde_json::from_str(&cause).ok()),
+        exit_code: row.get(11)?,
+        placed: row.get::<_, Option<u32>>(12)?.map(|node| Placed { node: NodeId(node), task }),
+        attempt: Attempt(row.get(14)?),
+        submitted_at: from_ns(row.get(15)?),
+        started_at: row.get::<_, Option<i64>>(16)?.map(from_ns),
+        ended_at: row.get::<_, Option<i64>>(17)?.map(from_ns),
+        cpu_ms: row.get::<_, Option<i64>>(18)?.map(from_i64),
+        memory_peak_bytes: row.get::<_, Option<i64>>(19)?.map(from_i64),
+    };
+    Ok(Kept { job, kill_asked: row.get(9)? })
+}
+
+/// Reads a column that one of our words prints.
+fn parsed<T: std::str::FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text: String = row.get(column)?;
+    text.parse().map_err(|bad: T::Err| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(bad))
+    })
+}
+
+/// SQLite's integers are signed. Everything we count stays far below; what does not is kept as the largest.
+fn to_i64(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn from_i64(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// Nanoseconds since 1970: every time until 2262.
+fn to_ns(time: Timestamp) -> i64 {
+    i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+fn from_ns(nanoseconds: i64) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::tests::spec;
+    use crate::state_dir::Scratch;
+    use wire::Reason;
+
+    fn opened() -> (Scratch, Store, Reader) {
+        let dir = Scratch::new();
+        let store = Store::open(dir.path()).unwrap();
+        let reader = Reader::open(dir.path()).unwrap();
+        (dir, store, reader)
+    }
+
+    fn add(store: &Store, name: &str) -> Job {
+        store.add(JobSpec { name: name.into(), ..spec() }, Timestamp::UNIX_EPOCH).unwrap()
+    }
+
+    fn names(page: &JobPage) -> Vec<&str> {
+        page.jobs.iter().map(|job| job.spec.name.as_str()).collect()
+    }
+
+    fn query(text: &str) -> JobQuery {
+        JobQuery { text: text.into(), limit: 10, ..JobQuery::default() }
+    }
+
+    #[test]
+    fn a_job_comes_back_as_it_was_saved() {
+        let (_dir, store, reader) = opened();
+        let mut job = add(&store, "a");
+        job.status = State::Failed;
+        job.cause = Some(Reason::OutOfMemory { peak_mib: 64, limit_mib: 64 });
+        job.exit_code = Some(137);
+        job.placed = Some(Placed { node: NodeId(3), task: Some(TaskId(9)) });
+        job.attempt = Attempt(2);
+        job.started_at = Some("2026-11-22T09:00:00.123456789Z".parse().unwrap());
+        job.ended_at = Some("2026-11-22T09:00:01Z".parse().unwrap());
+        job.cpu_ms = Some(12);
+        job.memory_peak_bytes = Some(64 << 20);
+        store.save(&job, true).unwrap();
+        assert_eq!(reader.job(job.id).unwrap().unwrap(), Kept { job, kill_asked: true });
+    }
+
+    #[test]
+    fn a_jobs_number_is_never_given_twice_not_even_after_a_roll_back_and_a_restart() {
+        let (dir, store, _reader) = opened();
+        let first = add(&store, "a").id;
+        drop(store);
+        let store = Store::open(dir.path()).unwrap();
+        let second = add(&store, "b").id;
+        assert_eq!((first, second), (JobId(1), JobId(2)));
+        store.db.execute("DELETE FROM jobs", []).unwrap();
+        assert_eq!(add(&store, "c").id, JobId(3));
+    }
+
+    #[test]
+    fn the_masters_name_is_32_hex_digits_and_stays() {
+        let (dir, store, _reader) = opened();
+        let name = store.instance().unwrap();
+        assert_eq!(name.0.len(), 32);
+        assert!(name.0.bytes().all(|b| b.is_ascii_hexdigit()));
+        drop(store);
+        assert_eq!(Store::open(dir.path()).unwrap().instance().unwrap(), name);
+    }
+
+    #[test]
+    fn a_database_of_a_newer_version_is_refused_and_untouched() {
+        let (dir, store, _reader) = opened();
+        store.db.execute_batch("PRAGMA user_version = 99").unwrap();
+        drop(store);
+        assert!(matches!(Store::open(dir.path()), Err(StoreError::OtherVersion { found: 99 })));
+    }
+
+    #[test]
+    fn what_was_rolled_back_was_never_there_and_nobody_sees_it_meanwhile() {
+        let (_dir, store, reader) = opened();
+        store.begin().unwrap();
+        let job = add(&store, "a");
+        assert_eq!(reader.job(job.id).unwrap(), None);
+        store.roll_back().unwrap();
+        store.roll_back().unwrap();
+        assert_eq!(reader.job(job.id).unwrap(), None);
+        store.begin().unwrap();
+        let job = add(&store, "b");
+        store.commit().unwrap();
+        assert_eq!(reader.job(job.id).unwrap().unwrap().job, job);
+    }
+
+    #[test]
+    fn the_counts_follow_every_change_of_state() {
+        let (_dir, store, reader) = opened();
+        let (mut a, _b) = (add(&store, "a"), add(&store, "b"));
+        a.status = State::Killed;
+        store.save(&a, true).unwrap();
+        store.save(&a, true).unwrap();
+        let counts: Vec<_> = reader.counts().unwrap().into_iter().filter(|(_, jobs)| *jobs > 0).collect();
+        assert_eq!(counts, [(State::Pending, 1), (State::Killed, 1)]);
+    }
+
+    #[test]
+    fn only_jobs_that_have_not_ended_are_active() {
+        let (_dir, store, _reader) = opened();
+        for (index, status) in State::ALL.into_iter().enumerate() {
+            let mut job = add(&store, &index.to_string());
+            job.status = status;
+            store.save(&job, false).unwrap();
+        }
+        let active: Vec<State> = store.active().unwrap().into_iter().map(|kept| kept.job.status).collect();
+        assert_eq!(active, [State::Pending, State::Assigned, State::Running]);
+    }
+
+    #[test]
+    fn pages_go_from_the_newest_down_and_each_says_where_the_next_begins() {
+        let (_dir, store, reader) = opened();
+        for name in ["a", "b", "c", "d", "e"] {
+            add(&store, name);
+        }
+        let mut query = JobQuery { limit: 2, ..JobQuery::default() };
+        let mut seen = Vec::new();
+        loop {
+            let page = reader.page(&query).unwrap();
+            seen.push(names(&page).join(""));
+            query.after = page.next;
+            if query.after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, ["ed", "cb", "a"]);
+    }
+
+    #[test]
+    fn a_search_finds_names_commands_and_numbers_and_takes_wildcards_literally() {
+        let (_dir, store, reader) = opened();
+        for name in ["100% sure", "100 sure", "a_b", "axb", r"back\slash"] {
+            add(&store, name);
+        }
+        assert_eq!(names(&reader.page(&query("100%")).unwrap()), ["100% sure"]);
+        assert_eq!(names(&reader.page(&query("A_B")).unwrap()), ["a_b"]);
+        assert_eq!(names(&reader.page(&query(r"k\s")).unwrap()), [r"back\slash"]);
+        assert_eq!(names(&reader.page(&query("4")).unwrap()), ["axb"]);
+        assert_eq!(reader.page(&query(&spec().command_line)).unwrap().jobs.len(), 5);
+        assert_eq!(reader.page(&query("' OR 1=1 --")).unwrap().jobs.len(), 0);
+    }
+
+    #[test]
+    fn no_page_is_found_by_walking_or_sorting_the_whole_table() {
+        let (_dir, _store, reader) = opened();
+        for (status, index) in [(None, "INTEGER PRIMARY KEY"), (Some(State::Running), "jobs_by_status")] {
+            let (sql, values) = page_sql(&JobQuery { status, ..JobQuery::default() }, 50);
+            let explain = format!("EXPLAIN QUERY PLAN {sql}");
+            let plan: Vec<String> = reader
+                .db
+                .prepare(&explain)
+                .and_then(|mut steps| steps.query_map(params_from_iter(values), |row| row.get(3))?.collect())
+                .unwrap();
+            let plan = plan.join("; ");
+            assert!(plan.starts_with("SEARCH") && plan.contains(index), "{plan}");
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+        }
+    }
+}
