@@ -1,10 +1,32 @@
-//! What the owner may ask of the nodes, and what they say.
+//! The thread that talks to the nodes: carries out the owner's orders, and tells what came of each.
+//!
+//! One event loop for all nodes, on `wire::http::Client`. It decides nothing: which poll comes next, and when, is the
+//! owner's to order. With nothing ordered it sleeps; while a cluster is idle, that is one long poll per node.
 
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
+use mio::{Events as MioEvents, Poll, Token, Waker};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use wire::access::Token as Secret;
+use wire::http::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId, Limits};
 use wire::node::{Answer, Created, Events, NodeResource, Refusal};
 use wire::task::TaskRequest;
 use wire::{Attempt, EventNumber, JobId, NodeId, TaskId};
+
+/// The most bytes and tasks of one create: far below what a node takes, so that the first tasks start while later ones
+/// are still being sent.
+const CREATE_BYTES: usize = 1 << 20;
+const CREATE_TASKS: usize = 256;
+/// A node's answer may hold every task it remembers.
+const ANSWER_BYTES: usize = 256 << 20;
+/// Connections per node that can be busy at once: the poll, and the calls beside it.
+const CONNECTIONS_PER_NODE: usize = 3;
 
 /// What the owner wants done. Every order is answered by one [`Heard`], whatever happens.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,4 +107,346 @@ pub enum Said {
         /// What the node says of itself.
         answer: Result<NodeResource, String>,
     },
+}
+
+/// Why the poller could not start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start the poller: {0}")]
+pub struct PollerError(#[from] io::Error);
+
+/// Where orders are handed in.
+pub struct Orders {
+    sender: Sender<Order>,
+    waker: Arc<Waker>,
+}
+
+impl Orders {
+    /// Hands in orders. They are begun in this order, and all that are on their way at once run side by side.
+    pub fn send(&self, orders: Vec<Order>) {
+        for order in orders {
+            // The poller ends with the process only.
+            let _ = self.sender.send(order);
+        }
+        if let Err(error) = self.waker.wake() {
+            log::error!("cannot wake the poller: {error}");
+        }
+    }
+}
+
+/// What an exchange is the answer to.
+#[derive(Debug)]
+enum Asked {
+    Events { after: EventNumber },
+    Created { tasks: Vec<(JobId, Attempt)> },
+    Killed { job: JobId, task: TaskId },
+    Free,
+}
+
+/// The thread's state.
+pub struct Poller<F> {
+    poll: Poll,
+    orders: Receiver<Order>,
+    client: Client,
+    addrs: BTreeMap<NodeId, SocketAddr>,
+    bearer: Option<String>,
+    /// How long a node may take to answer, beyond what it was told to wait.
+    time_out: Duration,
+    /// Orders whose time has not come, and a number that tells those of one moment apart.
+    later: BTreeMap<(Instant, u64), Order>,
+    next_number: u64,
+    asked: HashMap<ExchangeId, (NodeId, Asked)>,
+    tell: F,
+}
+
+impl<F: FnMut(Heard)> Poller<F> {
+    /// A poller for these nodes; `tell` is called for everything heard.
+    pub fn new(
+        addrs: BTreeMap<NodeId, SocketAddr>,
+        token: Option<&Secret>,
+        time_out: Duration,
+        tell: F,
+    ) -> Result<(Poller<F>, Orders), PollerError> {
+        let poll = Poll::new()?;
+        let connections = addrs.len() * CONNECTIONS_PER_NODE + 1;
+        let waker = Arc::new(Waker::new(poll.registry(), Token(connections))?);
+        let limits = Limits { body_bytes: ANSWER_BYTES, ..Limits::default() };
+        let client = Client::new(poll.registry().try_clone()?, 0..connections, limits);
+        let (sender, orders) = channel();
+        let poller = Poller {
+            poll,
+            orders,
+            client,
+            addrs,
+            bearer: token.map(Secret::bearer),
+            time_out,
+            later: BTreeMap::new(),
+            next_number: 0,
+            asked: HashMap::new(),
+            tell,
+        };
+        Ok((poller, Orders { sender, waker }))
+    }
+
+    /// Runs for as long as the process does; returns only if the kernel's poll fails.
+    pub fn run(mut self) -> Result<(), PollerError> {
+        let mut events = MioEvents::with_capacity(1024);
+        loop {
+            let now = Instant::now();
+            let sleep = self.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
+            match self.poll.poll(&mut events, sleep) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
+                Ok(()) | Err(_) => self.turn(&events, Instant::now()),
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let later = self.later.first_key_value().map(|((time, _), _)| *time);
+        [later, self.client.next_deadline()].into_iter().flatten().min()
+    }
+
+    fn turn(&mut self, events: &MioEvents, now: Instant) {
+        for event in events.iter().filter(|event| self.client.owns(event.token())).collect::<Vec<_>>() {
+            self.client.ready(event, now);
+        }
+        self.client.expire(now);
+        while let Ok(order) = self.orders.try_recv() {
+            self.take(order, now);
+        }
+        while let Some(due) = self.later.first_entry().filter(|entry| entry.key().0 <= now) {
+            let order = due.remove();
+            self.begin(order, now);
+        }
+        while let Some((id, outcome)) = self.client.next_outcome() {
+            self.conclude(id, outcome);
+        }
+    }
+
+    fn take(&mut self, order: Order, now: Instant) {
+        match &order {
+            Order::Poll { delay, .. } | Order::Ask { delay, .. } if !delay.is_zero() => {
+                self.next_number += 1;
+                self.later.insert((now + *delay, self.next_number), order);
+            }
+            Order::Poll { .. } | Order::Ask { .. } | Order::Create { .. } | Order::Kill { .. } => {
+                self.begin(order, now)
+            }
+        }
+    }
+
+    fn begin(&mut self, order: Order, now: Instant) {
+        match order {
+            Order::Poll { node, after, wait, .. } => {
+                let path = format!("/task/events?after={after}&wait_ms={}", wait.as_millis());
+                self.ask(node, Asked::Events { after }, ClientRequest::get(path), wait, now);
+            }
+            Order::Ask { node, .. } => {
+                self.ask(node, Asked::Free, ClientRequest::get("/resource"), Duration::ZERO, now);
+            }
+            Order::Kill { node, job, task } => {
+                let request = ClientRequest::post_json("/task/kill", format!("{{\"taskId\":{task}}}").into_bytes());
+                self.ask(node, Asked::Killed { job, task }, request, Duration::ZERO, now);
+            }
+            Order::Create { node, tasks } => {
+                for (tasks, body) in creates(&tasks) {
+                    let request = ClientRequest::post_json("/task/create", body);
+                    self.ask(node, Asked::Created { tasks }, request, Duration::ZERO, now);
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, node: NodeId, asked: Asked, mut request: ClientRequest, wait: Duration, now: Instant) {
+        let Some(&addr) = self.addrs.get(&node) else {
+            let why = Err(format!("no --node names node {node}"));
+            return (self.tell)(Heard { node, said: said(asked, why) });
+        };
+        if let Some(bearer) = &self.bearer {
+            request = request.with_header("Authorization", bearer);
+        }
+        let id = self.client.send(addr, request, now + wait + self.time_out, now);
+        self.asked.insert(id, (node, asked));
+    }
+
+    fn conclude(&mut self, id: ExchangeId, outcome: Result<ClientResponse, ExchangeError>) {
+        if let Some((node, asked)) = self.asked.remove(&id) {
+            let said = said(asked, outcome.map_err(|error| error.to_string()));
+            (self.tell)(Heard { node, said });
+        }
+    }
+}
+
+/// The bodies of as many creates as these tasks need.
+fn creates(tasks: &[TaskRequest]) -> Vec<(Vec<(JobId, Attempt)>, Vec<u8>)> {
+    let mut parts: Vec<(Vec<(JobId, Attempt)>, Vec<u8>)> = Vec::new();
+    for task in tasks {
+        // A request that cannot be written as JSON cannot be: it has only strings and numbers.
+        let Ok(json) = serde_json::to_vec(task) else { continue };
+        let (Some(job), Some(attempt)) = (task.job_id, task.attempt) else { continue };
+        match parts.last_mut().filter(|(ids, body)| ids.len() < CREATE_TASKS && body.len() + json.len() < CREATE_BYTES)
+        {
+            Some((ids, body)) => {
+                ids.push((job, attempt));
+                body.push(b',');
+                body.extend(json);
+            }
+            None => parts.push((vec![(job, attempt)], [b"[".as_slice(), &json].concat())),
+        }
+    }
+    for (_, body) in &mut parts {
+        body.push(b']');
+    }
+    parts
+}
+
+fn said(asked: Asked, outcome: Result<ClientResponse, String>) -> Said {
+    match asked {
+        Asked::Events { after } => {
+            let answer = outcome
+                .and_then(|response| in_envelope(&response))
+                .and_then(|answer: Answer<Events>| answer.into_result().map_err(|refusal| refusal.message));
+            Said::Events { after, answer }
+        }
+        Asked::Created { tasks } => {
+            Said::Created { tasks, answer: outcome.and_then(|response| in_envelope(&response)) }
+        }
+        Asked::Killed { job, task } => {
+            Said::Killed { job, task, answer: outcome.and_then(|response| taken(&response)) }
+        }
+        Asked::Free => Said::Free { answer: outcome.and_then(|response| in_envelope(&response)) },
+    }
+}
+
+/// Reads an answer, or says in the node's words why it is none.
+fn in_envelope<T: DeserializeOwned>(response: &ClientResponse) -> Result<T, String> {
+    if response.status == 200 {
+        let read = wire::json::from_slice(&response.body);
+        return read.map_err(|bad| format!("its answer is not what a node says: {bad}"));
+    }
+    Err(match refusal(response) {
+        Some(refusal) => format!("it answers {}: {}", response.status, refusal.message),
+        None => format!("it answers {}", response.status),
+    })
+}
+
+/// Whether a node took a kill. Its data, if any, does not matter.
+fn taken(response: &ClientResponse) -> Result<Result<(), Refusal>, String> {
+    match refusal(response) {
+        Some(refusal) if response.status < 500 && response.status != 401 => Ok(Err(refusal)),
+        None if response.status == 200 => Ok(Ok(())),
+        Some(_) | None => Err(format!("it answers {}", response.status)),
+    }
+}
+
+fn refusal(response: &ClientResponse) -> Option<Refusal> {
+    /// Of a call's answer as of the framing's own: the rest does not matter.
+    #[derive(Deserialize)]
+    struct Refused {
+        error: Option<Refusal>,
+    }
+    let refused: Refused = serde_json::from_slice(&response.body).ok()?;
+    refused.error
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::scheduler::tests::resource;
+    use wire::{InstanceId, JobSpec};
+
+    fn request(job: u64, command_line: String) -> TaskRequest {
+        let spec = JobSpec { command_line, ..crate::job::tests::spec() };
+        TaskRequest::new(spec, JobId(job), Attempt(1), InstanceId("m".into()))
+    }
+
+    #[test]
+    fn a_long_list_of_tasks_is_sent_in_parts_that_hold_every_task_once_and_in_order() {
+        let tasks: Vec<TaskRequest> = (0..600).map(|job| request(job, "true".into())).collect();
+        let large: Vec<TaskRequest> = (600..620).map(|job| request(job, "x".repeat(120_000))).collect();
+        let all: Vec<TaskRequest> = tasks.into_iter().chain(large).collect();
+        let parts = creates(&all);
+        assert!(parts.len() >= 5);
+        let mut sent = Vec::new();
+        for (ids, body) in parts {
+            assert!(body.len() < 2 * CREATE_BYTES && ids.len() <= CREATE_TASKS);
+            let tasks: Vec<TaskRequest> = serde_json::from_slice(&body).unwrap();
+            assert_eq!(
+                tasks.iter().map(|task| task.job_id.unwrap()).collect::<Vec<_>>(),
+                ids.iter().map(|id| id.0).collect::<Vec<_>>()
+            );
+            sent.extend(tasks);
+        }
+        assert_eq!(sent, all);
+    }
+
+    #[test]
+    fn a_node_that_refuses_is_quoted() {
+        let answer = |status, body: &str| ClientResponse {
+            status,
+            headers: wire::http::Headers::new(),
+            body: body.as_bytes().to_vec(),
+        };
+        let refused = answer(401, r#"{"error":{"code":"unauthorized","message":"a token is wanted"}}"#);
+        assert_eq!(in_envelope::<NodeResource>(&refused).unwrap_err(), "it answers 401: a token is wanted");
+        let refused = answer(401, r#"{"code":1,"error":{"code":"unauthorized","message":"a token is wanted"}}"#);
+        assert_eq!(in_envelope::<NodeResource>(&refused).unwrap_err(), "it answers 401: a token is wanted");
+        assert!(taken(&refused).is_err(), "that is no answer to a kill");
+        let gone = answer(404, r#"{"code":1,"error":{"code":"not_found","message":"no such task"}}"#);
+        assert_eq!(taken(&gone).unwrap().unwrap_err().message, "no such task");
+        assert_eq!(taken(&answer(200, r#"{"code":0}"#)), Ok(Ok(())));
+        assert!(taken(&answer(502, "<html>")).is_err());
+    }
+
+    /// Answers one request on a connection with this body, and gives back what was asked.
+    fn serve_one(listener: &TcpListener, body: &str) -> String {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = Vec::new();
+        let mut byte = [0];
+        while !asked.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).unwrap();
+            asked.push(byte[0]);
+        }
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        String::from_utf8(asked).unwrap()
+    }
+
+    #[test]
+    fn orders_are_carried_out_and_every_one_is_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (sender, heard) = channel();
+        let tell = move |heard| sender.send(heard).unwrap();
+        let addrs = BTreeMap::from([(NodeId(0), addr)]);
+        let (poller, orders) = Poller::new(addrs, None, Duration::from_secs(5), tell).unwrap();
+        std::thread::spawn(move || poller.run());
+
+        let delay = Duration::from_millis(1);
+        orders.send(vec![Order::Ask { node: NodeId(0), delay }, Order::Ask { node: NodeId(9), delay }]);
+        let asked = serve_one(&listener, &serde_json::to_string(&resource(0, 2, 100)).unwrap());
+        assert!(asked.starts_with("GET /resource HTTP/1.1\r\n"), "{asked}");
+        let mut answers: Vec<Heard> = (0..2).map(|_| heard.recv().unwrap()).collect();
+        answers.sort_by_key(|heard| heard.node);
+        assert!(matches!(&answers[0].said, Said::Free { answer: Ok(said) } if *said == resource(0, 2, 100)));
+        assert!(matches!(&answers[1].said, Said::Free { answer: Err(why) } if why == "no --node names node 9"));
+
+        let wait = Duration::from_secs(25);
+        orders.send(vec![Order::Poll { node: NodeId(0), after: EventNumber(7), wait, delay: Duration::ZERO }]);
+        let asked = serve_one(&listener, "{}");
+        assert!(asked.starts_with("GET /task/events?after=7&wait_ms=25000 HTTP/1.1\r\n"), "{asked}");
+        let said = heard.recv().unwrap().said;
+        assert!(
+            matches!(&said, Said::Events { answer: Err(why), .. } if why.contains("not what a node says")),
+            "{said:?}"
+        );
+
+        drop(listener);
+        orders.send(vec![Order::Kill { node: NodeId(0), job: JobId(1), task: TaskId(2) }]);
+        let said = heard.recv().unwrap().said;
+        assert!(matches!(&said, Said::Killed { answer: Err(why), .. } if why.contains("refused")), "{said:?}");
+    }
 }

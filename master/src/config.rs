@@ -1,0 +1,314 @@
+//! What the operator wants: flags over the file given by `--config`, over defaults that work on one machine.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lexopt::ValueExt;
+use serde::Deserialize;
+use wire::NodeId;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+berth-master: takes jobs over HTTP, places them on nodes, shows them as plain HTML
+
+usage: berth-master [options]
+
+  --config FILE        a TOML file with the options below, named alike; flags win
+  --listen ADDR:PORT   where to answer [127.0.0.1:8080]; other than loopback needs a token
+  --node ID=HOST:PORT  a node, once for each [0=127.0.0.1:5000]
+  --node-timeout D     a node silent for so long is lost: 10s, 1500ms, 2m [10s]
+  --state-dir DIR      the database's folder [/var/lib/berth-master]
+  --share DIR          the folder that master and nodes all see; logs are read there first
+  --token-file FILE    its first line is wanted of everyone, and sent to the nodes
+  --host NAME          a name browsers may use for this server, once for each
+  --version            print the version and exit
+  --help               print this and exit
+
+In the file, `node` is a table: [node] 0 = \"127.0.0.1:5000\"; `host` is a list.
+";
+
+/// What the operator wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where to answer.
+    pub listen: SocketAddr,
+    /// The nodes and where they listen, as written.
+    pub nodes: BTreeMap<NodeId, String>,
+    /// A node silent for so long is lost.
+    pub node_timeout: Duration,
+    /// The database's folder.
+    pub state_dir: PathBuf,
+    /// The folder that master and nodes all see.
+    pub share: Option<PathBuf>,
+    /// Where the token is.
+    pub token_file: Option<PathBuf>,
+    /// Names browsers may use.
+    pub hosts: Vec<String>,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// To serve.
+    Serve(Config),
+    /// To print the help and leave.
+    Help,
+    /// To print the version and leave.
+    Version,
+}
+
+/// Why the command line or the file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A flag is unknown, or lacks its value.
+    #[error("{0}; hint: berth-master --help")]
+    Flag(#[from] lexopt::Error),
+    /// A value is wrong.
+    #[error("{option}: {message}")]
+    Value {
+        /// Of which option.
+        option: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {}: {cause}", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Where and what is wrong.
+        message: String,
+    },
+    /// A node's address leads nowhere.
+    #[error("--node {node}={addr}: cannot resolve it: {cause}")]
+    Unresolved {
+        /// Which node.
+        node: NodeId,
+        /// Its address.
+        addr: String,
+        /// What the resolver said.
+        cause: std::io::Error,
+    },
+}
+
+/// What one source says; what it leaves out comes from the next.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Said {
+    listen: Option<String>,
+    node: Option<BTreeMap<String, String>>,
+    node_timeout: Option<String>,
+    state_dir: Option<PathBuf>,
+    share: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    host: Option<Vec<String>>,
+}
+
+impl Wanted {
+    /// Reads a command line (without the program's name) and the file it names.
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Wanted, ConfigError> {
+        let mut flags = Said::default();
+        let mut file = None;
+        let mut parser = lexopt::Parser::from_args(args);
+        while let Some(arg) = parser.next()? {
+            use lexopt::Arg::Long;
+            match arg {
+                Long("help") | lexopt::Arg::Short('h') => return Ok(Wanted::Help),
+                Long("version") => return Ok(Wanted::Version),
+                Long("config") => file = Some(PathBuf::from(parser.value()?)),
+                Long("listen") => flags.listen = Some(parser.value()?.string()?),
+                Long("node") => {
+                    let (id, addr) = split_node(&parser.value()?.string()?)?;
+                    flags.node.get_or_insert_default().insert(id, addr);
+                }
+                Long("node-timeout") => flags.node_timeout = Some(parser.value()?.string()?),
+                Long("state-dir") => flags.state_dir = Some(parser.value()?.into()),
+                Long("share") => flags.share = Some(parser.value()?.into()),
+                Long("token-file") => flags.token_file = Some(parser.value()?.into()),
+                Long("host") => flags.host.get_or_insert_default().push(parser.value()?.string()?),
+                unknown => return Err(unknown.unexpected().into()),
+            }
+        }
+        let file = file.map(|path| read_file(&path)).transpose()?.unwrap_or_default();
+        flags.over(file).checked().map(Wanted::Serve)
+    }
+}
+
+fn read_file(path: &Path) -> Result<Said, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::File { path: path.to_owned(), message: error.to_string().trim().to_owned() })
+}
+
+fn split_node(text: &str) -> Result<(String, String), ConfigError> {
+    match text.split_once('=') {
+        Some((id, addr)) => Ok((id.to_owned(), addr.to_owned())),
+        None => Err(wrong("--node", format!("{text:?} is not of the form ID=HOST:PORT, such as 0=127.0.0.1:5000"))),
+    }
+}
+
+fn wrong(option: &str, message: impl Into<String>) -> ConfigError {
+    ConfigError::Value { option: option.to_owned(), message: message.into() }
+}
+
+impl Said {
+    fn over(self, other: Said) -> Said {
+        Said {
+            listen: self.listen.or(other.listen),
+            node: self.node.or(other.node),
+            node_timeout: self.node_timeout.or(other.node_timeout),
+            state_dir: self.state_dir.or(other.state_dir),
+            share: self.share.or(other.share),
+            token_file: self.token_file.or(other.token_file),
+            host: self.host.or(other.host),
+        }
+    }
+
+    fn checked(self) -> Result<Config, ConfigError> {
+        let listen = self.listen.as_deref().unwrap_or("127.0.0.1:8080");
+        let timeout = self.node_timeout.as_deref().unwrap_or("10s");
+        Ok(Config {
+            listen: listen.parse().map_err(|_| {
+                wrong("--listen", format!("{listen:?} is not an address and a port, such as 127.0.0.1:8080"))
+            })?,
+            nodes: match self.node {
+                Some(nodes) => nodes.into_iter().map(checked_node).collect::<Result<_, _>>()?,
+                None => BTreeMap::from([(NodeId(0), "127.0.0.1:5000".to_owned())]),
+            },
+            node_timeout: read_duration(timeout).ok_or_else(|| {
+                wrong("--node-timeout", format!("{timeout:?} is not a time such as 10s, 1500ms or 2m"))
+            })?,
+            state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/berth-master".into()),
+            share: self.share,
+            token_file: self.token_file,
+            hosts: self.host.unwrap_or_default(),
+        })
+    }
+}
+
+fn checked_node((id, addr): (String, String)) -> Result<(NodeId, String), ConfigError> {
+    let node: NodeId = id.parse().map_err(|_| wrong("--node", format!("{id:?} is not a node's number")))?;
+    let port =
+        addr.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(_) => Ok((node, addr)),
+        None => Err(wrong("--node", format!("{addr:?} is not of the form HOST:PORT, such as 127.0.0.1:5000"))),
+    }
+}
+
+/// `10s`, `1500ms`, `2m`; more than nothing, at most a day.
+fn read_duration(text: &str) -> Option<Duration> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000)];
+    let (digits, unit) = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
+    let number: u64 = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let time = Duration::from_millis(number.checked_mul(*unit)?);
+    (Duration::ZERO < time && time <= Duration::from_secs(24 * 3600)).then_some(time)
+}
+
+impl Config {
+    /// Where each node's name leads. Asks the resolver, so this may take a while.
+    pub fn resolve_nodes(&self) -> Result<BTreeMap<NodeId, SocketAddr>, ConfigError> {
+        let resolved = self.nodes.iter().map(|(node, addr)| Ok((*node, resolve(*node, addr)?)));
+        resolved.collect()
+    }
+}
+
+fn resolve(node: NodeId, addr: &str) -> Result<SocketAddr, ConfigError> {
+    // An address is tried first: a static binary without a resolver can serve a cluster of addresses.
+    if let Ok(addr) = addr.parse() {
+        return Ok(addr);
+    }
+    let unresolved = |cause| ConfigError::Unresolved { node, addr: addr.to_owned(), cause };
+    let mut found = addr.to_socket_addrs().map_err(unresolved)?;
+    found.next().ok_or_else(|| unresolved(std::io::ErrorKind::NotFound.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_dir::Scratch;
+
+    fn read(args: &[&str]) -> Result<Wanted, String> {
+        Wanted::read(args.iter().map(OsString::from)).map_err(|error| error.to_string())
+    }
+
+    fn config(args: &[&str]) -> Config {
+        match read(args).unwrap() {
+            Wanted::Serve(config) => config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn without_a_word_it_serves_one_machine() {
+        let config = config(&[]);
+        assert_eq!(config.listen, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(config.nodes, BTreeMap::from([(NodeId(0), "127.0.0.1:5000".into())]));
+        assert_eq!(config.node_timeout, Duration::from_secs(10));
+        assert_eq!((config.share, config.token_file), (None, None));
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_the_defaults() {
+        let dir = Scratch::new();
+        let path = dir.path().join("berth.toml");
+        let text =
+            "listen = '127.0.0.1:1'\nnode-timeout = '3s'\nhost = ['berth.example']\n[node]\n0 = 'a:1'\n7 = 'b:2'\n";
+        std::fs::write(&path, text).unwrap();
+        let config = config(&["--listen", "[::1]:9", "--config", path.to_str().unwrap()]);
+        assert_eq!(config.listen, "[::1]:9".parse().unwrap());
+        assert_eq!(config.nodes.keys().collect::<Vec<_>>(), [&NodeId(0), &NodeId(7)]);
+        assert_eq!(config.node_timeout, Duration::from_secs(3));
+        assert_eq!(config.hosts, ["berth.example"]);
+    }
+
+    #[test]
+    fn nodes_are_given_one_by_one() {
+        let config = config(&["--node", "0=127.0.0.1:5000", "--node=3=localhost:5003"]);
+        assert_eq!(config.nodes[&NodeId(3)], "localhost:5003");
+        assert_eq!(config.resolve_nodes().unwrap()[&NodeId(3)].port(), 5003);
+    }
+
+    #[test]
+    fn what_is_unknown_or_wrong_is_refused_by_name() {
+        let cases: [(&[&str], &str); 9] = [
+            (&["--shere", "/x"], "--shere"),
+            (&["-x"], "-x"),
+            (&["stray"], "stray"),
+            (&["--listen"], "--listen"),
+            (&["--listen", "8080"], "--listen"),
+            (&["--node", "127.0.0.1:5000"], "--node"),
+            (&["--node", "a=127.0.0.1:5000"], "--node"),
+            (&["--node", "0=127.0.0.1"], "--node"),
+            (&["--node-timeout", "10"], "--node-timeout"),
+        ];
+        for (args, name) in cases {
+            let said = read(args).unwrap_err();
+            assert!(said.contains(name), "{args:?}: {said}");
+        }
+        let dir = Scratch::new();
+        let path = dir.path().join("berth.toml");
+        std::fs::write(&path, "shere = '/x'").unwrap();
+        let said = read(&["--config", path.to_str().unwrap()]).unwrap_err();
+        assert!(said.contains("shere") && said.contains("berth.toml"), "{said}");
+        assert!(read(&["--config", "/no/such/file"]).unwrap_err().contains("/no/such/file"));
+    }
+
+    #[test]
+    fn help_and_version_win_over_everything_after_them() {
+        assert_eq!(read(&["--help", "--nonsense"]), Ok(Wanted::Help));
+        assert_eq!(read(&["--version"]), Ok(Wanted::Version));
+    }
+}
