@@ -2,16 +2,192 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
 mod config;
+mod gate;
 mod job;
 mod jobs;
 mod life;
 mod nodes;
+mod output;
+mod pages;
 mod poller;
 mod scheduler;
 mod state_dir;
 mod store;
 
-mod gate;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Builder;
 
-fn main() {}
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use wire::access::{Access, ListenRefused, Token, TokenError, check_listen};
+use wire::http::Limits;
+
+use api::{Api, Shared};
+use config::{Config, ConfigError, Wanted};
+use gate::GateError;
+use jobs::{Message, Nodes, Owner};
+use nodes::Now;
+use output::Logs;
+use poller::{Orders, Poller, PollerError};
+use state_dir::{StateDir, StateDirError};
+use store::{Reader, Store, StoreError};
+
+/// Requests answered at once.
+const WORKERS: usize = 8;
+/// Every thread's stack: what SQLite and a page need, several times over.
+const STACK: usize = 1 << 20;
+
+/// Why the master did not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+enum Fatal {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error(transparent)]
+    Listen(#[from] ListenRefused),
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Poller(#[from] PollerError),
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error("cannot start a thread or wait for signals: {0}")]
+    Start(#[from] io::Error),
+    #[error("cannot serve HTTP on the private socket: {0}")]
+    Http(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What ends the process.
+enum End {
+    Signal(i32),
+    Owner(Result<(), StoreError>),
+    Poller(PollerError),
+    Http(io::Error),
+}
+
+fn main() -> ExitCode {
+    wire::stderr_log::init();
+    let config = match Wanted::read(std::env::args_os().skip(1)) {
+        Ok(Wanted::Serve(config)) => config,
+        Ok(Wanted::Help) => return print(config::HELP),
+        Ok(Wanted::Version) => return print(concat!("berth-master ", env!("CARGO_PKG_VERSION"), "\n")),
+        Err(error) => {
+            log::error!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    match serve(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match io::Write::write_all(&mut io::stdout(), text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Starts everything, in the order in which each needs the one before, and stops it after a signal.
+fn serve(config: &Config) -> Result<(), Fatal> {
+    let token = config.token_file.as_deref().map(Token::from_file).transpose()?;
+    check_listen(config.listen, token.is_some())?;
+    let addrs = config.resolve_nodes()?;
+    // Before any thread starts, so that no signal can come to one that does not expect it.
+    let signals = Signals::new([SIGTERM, SIGINT])?;
+    let state_dir = StateDir::take(&config.state_dir)?;
+    let store = Store::open(state_dir.path())?;
+    let nodes = Nodes { addrs: config.nodes.clone().into_iter().collect(), time_out: config.node_timeout };
+    let owner = Owner::new(store, nodes, Now::read())?;
+    let logs = Logs::start(config.share.clone(), addrs.clone(), token.as_ref())?;
+
+    let (ended, end) = channel();
+    let (to_owner, messages) = channel();
+    let heard = to_owner.clone();
+    let tell = move |said| drop(heard.send(Message::Heard(said)));
+    let (poller, orders) = Poller::new(addrs, token.as_ref(), config.node_timeout, tell)?;
+    start_poller(poller, ended.clone())?;
+    start_owner(owner, messages, orders, ended.clone())?;
+
+    let (listener, socket) = gate::listen_privately(state_dir.path())?;
+    let server = Arc::new(tiny_http::Server::from_listener(listener, None).map_err(Fatal::Http)?);
+    let access = Access::new(token, config.hosts.iter().cloned());
+    let shared = Arc::new(Shared { access, owner: to_owner.clone(), logs });
+    for number in 0..WORKERS {
+        let api = Api::new(Arc::clone(&shared), Reader::open(state_dir.path())?);
+        start_worker(number, api, Arc::clone(&server), ended.clone())?;
+    }
+    let gate = gate::start(config.listen, socket, Limits::default())?;
+    log::info!("listening on http://{}", gate.local_addr());
+
+    start_signals(signals, ended)?;
+    match end.recv() {
+        Ok(End::Signal(signal)) => {
+            log::info!("stopping after signal {signal}");
+            gate.stop();
+            stop_owner(&to_owner, &end)
+        }
+        Ok(End::Owner(result)) => Ok(result?),
+        Ok(End::Poller(error)) => Err(error.into()),
+        Ok(End::Http(error)) => Err(Fatal::Http(error.into())),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Its last turn is committed when this returns.
+fn stop_owner(to_owner: &Sender<Message>, end: &Receiver<End>) -> Result<(), Fatal> {
+    let _ = to_owner.send(Message::Stop);
+    while let Ok(end) = end.recv() {
+        if let End::Owner(result) = end {
+            return Ok(result?);
+        }
+    }
+    Ok(())
+}
+
+fn thread(name: &str) -> Builder {
+    Builder::new().name(name.to_owned()).stack_size(STACK)
+}
+
+fn start_owner(owner: Owner, messages: Receiver<Message>, orders: Orders, ended: Sender<End>) -> io::Result<()> {
+    let run = move || drop(ended.send(End::Owner(jobs::run(owner, &messages, |batch| orders.send(batch)))));
+    thread("jobs").spawn(run).map(drop)
+}
+
+fn start_poller<F>(poller: Poller<F>, ended: Sender<End>) -> io::Result<()>
+where
+    F: FnMut(poller::Heard) + Send + 'static,
+{
+    let run = move || {
+        if let Err(error) = poller.run() {
+            let _ = ended.send(End::Poller(error));
+        }
+    };
+    thread("poller").spawn(run).map(drop)
+}
+
+fn start_worker(number: usize, api: Api, server: Arc<tiny_http::Server>, ended: Sender<End>) -> io::Result<()> {
+    let run = move || drop(ended.send(End::Http(api.serve(&server))));
+    thread(&format!("http-{number}")).spawn(run).map(drop)
+}
+
+fn start_signals(mut signals: Signals, ended: Sender<End>) -> io::Result<()> {
+    let run = move || {
+        for signal in signals.forever() {
+            let _ = ended.send(End::Signal(signal));
+        }
+    };
+    thread("signals").spawn(run).map(drop)
+}

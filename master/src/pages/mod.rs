@@ -26,6 +26,7 @@ pub use details::{confirm_kill, details};
 pub use error::error;
 pub use home::home;
 pub use job_table::job_table;
+pub use links::jobs as job_table_link;
 pub use login::login;
 pub use node_table::node_table;
 

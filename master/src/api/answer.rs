@@ -1,0 +1,172 @@
+//! Answers on their way out: the headers every one has, refusals in the form their receiver wants, logs as they are read.
+
+use std::io::{self, Write};
+
+use wire::http::{Response, reason_phrase};
+use wire::node::{Refusal, RefusalCode};
+use wire::{BadInput, JobId};
+
+use super::asked::{Asked, Wants};
+use super::text;
+use crate::output::LogStream;
+use crate::pages;
+use crate::pages::view::{ErrorPage, LocalPath};
+use crate::store::StoreError;
+
+/// What every page allows: nothing from elsewhere, no frames around it, no script of anybody.
+const PAGE_POLICY: &str = "default-src 'self'; script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
+/// What a route answers.
+pub(super) enum Answer {
+    /// A whole answer.
+    Whole(Response),
+    /// A log, sent as it is read.
+    Log(LogStream),
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Answer {
+        Answer::Whole(response)
+    }
+}
+
+/// Why a request was refused, and the status that says so.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) status: u16,
+    pub(super) refusal: Refusal,
+    /// What a 405 must say.
+    allow: Option<&'static str>,
+}
+
+impl Refused {
+    /// The path takes other methods.
+    pub(super) fn method(allow: &'static str) -> Refused {
+        let message = format!("this path takes {allow} only");
+        Refused { allow: Some(allow), ..Refusal::new(RefusalCode::MethodNotAllowed, message).into() }
+    }
+
+    /// The body is nothing we read.
+    pub(super) fn media_type(what: &str) -> Refused {
+        let message = format!(
+            "a body of type {what:?} is not taken; hint: send application/json, or application/x-www-form-urlencoded"
+        );
+        Refused { status: 415, ..Refusal::new(RefusalCode::BadInput, message).into() }
+    }
+
+    /// There is no such job.
+    pub(super) fn no_job(id: JobId) -> Refused {
+        Refusal::new(RefusalCode::NotFound, format!("there is no job {id}")).into()
+    }
+
+    /// Something broke here; the log says what.
+    pub(super) fn internal(message: &str) -> Refused {
+        Refusal::new(RefusalCode::Internal, message).into()
+    }
+
+    /// The refusal as its receiver wants it.
+    pub(super) fn answer(self, wants: Wants) -> Response {
+        let response = match wants {
+            Wants::Json => Response::refusal_as(self.status, &self.refusal),
+            Wants::Text => Response::text(self.status, text::refusal(&self.refusal)),
+            Wants::Html => {
+                let (status, refusal) = (self.status, self.refusal);
+                let page = ErrorPage { status, refusal, back: LocalPath::default() };
+                Response::html(status, pages::error(&page).into_string())
+            }
+        };
+        match self.allow {
+            Some(allow) => response.with_header("Allow", allow),
+            None if self.status == 401 => response.with_header("WWW-Authenticate", "Bearer realm=\"berth\""),
+            None => response,
+        }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused { status: refusal.http_status(), refusal, allow: None }
+    }
+}
+
+impl From<BadInput> for Refused {
+    fn from(bad: BadInput) -> Refused {
+        Refusal::from(bad).into()
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Refused {
+        log::error!("{error}");
+        Refused::internal("the database could not be read; the master's log says why")
+    }
+}
+
+/// Sends an answer. Whoever asked may be gone; then there is nothing to do about it.
+pub(super) fn send(request: tiny_http::Request, asked: Option<&Asked>, answer: Answer) -> io::Result<()> {
+    let head_only = asked.is_some_and(|asked| asked.head_only);
+    match answer {
+        Answer::Whole(response) => send_whole(request, response),
+        Answer::Log(log) => send_log(request.into_writer(), log, head_only),
+    }
+}
+
+fn send_whole(request: tiny_http::Request, response: Response) -> io::Result<()> {
+    let page = response.headers.iter().any(|(name, value)| *name == "Content-Type" && value.starts_with("text/html"));
+    let cached = response.headers.iter().any(|(name, _)| *name == "Cache-Control");
+    let mut headers = vec![("X-Content-Type-Options", "nosniff".to_owned())];
+    headers.push(("Referrer-Policy", "same-origin".to_owned()));
+    if page {
+        headers.push(("Content-Security-Policy", PAGE_POLICY.to_owned()));
+    }
+    if !cached {
+        headers.push(("Cache-Control", "no-store".to_owned()));
+    }
+    headers.extend(response.headers);
+    let headers = headers.iter().filter_map(|(name, value)| header(name, value)).collect();
+    let length = response.body.len();
+    let status = tiny_http::StatusCode(response.status);
+    let whole = tiny_http::Response::new(status, headers, io::Cursor::new(response.body), Some(length), None);
+    // Counted whatever its length: what is whole need not be sent in chunks.
+    request.respond(whole.with_chunked_threshold(usize::MAX))
+}
+
+fn header(name: &str, value: &str) -> Option<tiny_http::Header> {
+    let header = tiny_http::Header::from_bytes(name, value);
+    if header.is_err() {
+        log::error!("cannot send the header {name}: {value:?}");
+    }
+    header.ok()
+}
+
+/// tiny_http holds a streamed answer back until it is whole, so this one is written by hand: chunked, each piece as it
+/// was read. If reading fails half-way a chunk that is none says so: an end would look like the log's end.
+fn send_log(mut writer: Box<dyn Write + Send>, mut log: LogStream, head_only: bool) -> io::Result<()> {
+    let head = format!(
+        "HTTP/1.1 200 {}\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n\
+         Cache-Control: no-store\r\nX-Berth-Size: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+        reason_phrase(200),
+        log.total()
+    );
+    writer.write_all(head.as_bytes())?;
+    while !head_only {
+        match log.next_piece() {
+            Ok(Some(bytes)) => {
+                write!(writer, "{:x}\r\n", bytes.len())?;
+                writer.write_all(&bytes)?;
+                writer.write_all(b"\r\n")?;
+                writer.flush()?;
+            }
+            Ok(None) => {
+                writer.write_all(b"0\r\n\r\n")?;
+                break;
+            }
+            Err(error) => {
+                log::warn!("a log could be sent only in part: {error}");
+                writer.write_all(b"cut short\r\n")?;
+                break;
+            }
+        }
+    }
+    writer.flush()
+}
