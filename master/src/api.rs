@@ -40,29 +40,29 @@ const DEFAULT_PAGE: u32 = 100;
 const TAIL_BYTES: u64 = 64 << 10;
 
 /// What all workers share.
-pub struct Shared {
+pub(crate) struct Shared {
     /// Who may call.
-    pub access: Access,
+    pub(crate) access: Access,
     /// The owner of the jobs.
-    pub owner: Sender<Message>,
+    pub(crate) owner: Sender<Message>,
     /// Where logs are read.
-    pub logs: Logs,
+    pub(crate) logs: Logs,
 }
 
 /// One worker.
-pub struct Api {
+pub(crate) struct Api {
     shared: Arc<Shared>,
     reader: Reader,
 }
 
 impl Api {
     /// A worker with its own view of the database.
-    pub fn new(shared: Arc<Shared>, reader: Reader) -> Api {
+    pub(crate) fn new(shared: Arc<Shared>, reader: Reader) -> Api {
         Api { shared, reader }
     }
 
     /// Answers requests until tiny_http can give no more, and says why.
-    pub fn serve(&self, server: &tiny_http::Server) -> io::Error {
+    pub(crate) fn serve(&self, server: &tiny_http::Server) -> io::Error {
         loop {
             match server.recv() {
                 Ok(request) => self.serve_one(request),

@@ -8,45 +8,45 @@ use wire::{Attempt, JobId, JobSpec, NodeId, Reason, State, TaskId};
 
 /// One job: what was asked, and what has become of it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Job {
+pub(crate) struct Job {
     /// Its number.
-    pub id: JobId,
+    pub(crate) id: JobId,
     /// What its user submitted.
-    pub spec: JobSpec,
+    pub(crate) spec: JobSpec,
     /// Where it stands.
-    pub status: State,
+    pub(crate) status: State,
     /// Why it failed.
-    pub cause: Option<Reason>,
+    pub(crate) cause: Option<Reason>,
     /// The command's exit status, if it exited.
-    pub exit_code: Option<i32>,
+    pub(crate) exit_code: Option<i32>,
     /// Where it was placed last.
-    pub placed: Option<Placed>,
+    pub(crate) placed: Option<Placed>,
     /// How often it was placed; `Attempt(0)` before the first time.
-    pub attempt: Attempt,
+    pub(crate) attempt: Attempt,
     /// When it was accepted.
-    pub submitted_at: Timestamp,
+    pub(crate) submitted_at: Timestamp,
     /// When the command started, by the node's clock.
-    pub started_at: Option<Timestamp>,
+    pub(crate) started_at: Option<Timestamp>,
     /// When it reached its final state.
-    pub ended_at: Option<Timestamp>,
+    pub(crate) ended_at: Option<Timestamp>,
     /// CPU time used, in milliseconds; known once ended.
-    pub cpu_ms: Option<u64>,
+    pub(crate) cpu_ms: Option<u64>,
     /// The most memory it held, in bytes; known once ended.
-    pub memory_peak_bytes: Option<u64>,
+    pub(crate) memory_peak_bytes: Option<u64>,
 }
 
 /// A job's place: the node, and the task there once the node has named it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Placed {
+pub(crate) struct Placed {
     /// The node.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// The node's number for this attempt.
-    pub task: Option<TaskId>,
+    pub(crate) task: Option<TaskId>,
 }
 
 impl Job {
     /// A job nobody has placed yet.
-    pub fn submitted(id: JobId, spec: JobSpec, submitted_at: Timestamp) -> Job {
+    pub(crate) fn submitted(id: JobId, spec: JobSpec, submitted_at: Timestamp) -> Job {
         Job {
             id,
             spec,
@@ -64,7 +64,7 @@ impl Job {
     }
 
     /// Why it failed, in words.
-    pub fn reason(&self) -> Option<String> {
+    pub(crate) fn reason(&self) -> Option<String> {
         self.cause.as_ref().map(ToString::to_string)
     }
 }
@@ -100,20 +100,20 @@ impl Serialize for Job {
 
 /// A node as the master shows it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Node {
+pub(crate) struct Node {
     /// Its number.
-    pub id: NodeId,
+    pub(crate) id: NodeId,
     /// Where it listens, as the operator wrote it.
-    pub addr: String,
+    pub(crate) addr: String,
     /// Whether it answers.
-    pub state: NodeState,
+    pub(crate) state: NodeState,
     /// What it last said of itself.
-    pub resource: Option<NodeResource>,
+    pub(crate) resource: Option<NodeResource>,
 }
 
 /// Whether a node answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodeState {
+pub(crate) enum NodeState {
     /// Not heard of yet since this master started.
     Unknown,
     /// It answers.
@@ -129,7 +129,7 @@ pub enum NodeState {
 
 impl NodeState {
     /// The state as JSON and HTML show it.
-    pub const fn as_str(&self) -> &'static str {
+    pub(crate) const fn as_str(&self) -> &'static str {
         match self {
             NodeState::Unknown => "unknown",
             NodeState::Ready => "ready",

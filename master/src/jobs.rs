@@ -60,7 +60,7 @@ const STAGGER: Duration = Duration::from_millis(1);
 
 /// What the owner is told or asked. A reply that never comes means that it could not be written down.
 #[derive(Debug)]
-pub enum Message {
+pub(crate) enum Message {
     /// Take these jobs, all or none.
     Submit {
         /// Checked by themselves already.
@@ -88,18 +88,18 @@ pub enum Message {
         reply: Sender<Option<String>>,
     },
     /// A node said something.
-    Heard(Heard),
+    Heard(Box<Heard>),
     /// Stop after this turn.
     Stop,
 }
 
 /// A job of a list that was refused, and so the whole list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefusedJob {
+pub(crate) struct RefusedJob {
     /// Which of the list, from 0.
-    pub index: usize,
+    pub(crate) index: usize,
     /// Why.
-    pub bad: BadInput,
+    pub(crate) bad: BadInput,
 }
 
 /// A call to the job's node, so that it is not made twice at once.
@@ -146,15 +146,15 @@ enum Reply {
 
 /// The nodes as configured.
 #[derive(Debug, Clone)]
-pub struct Nodes {
+pub(crate) struct Nodes {
     /// Number and address of each.
-    pub addrs: Vec<(NodeId, String)>,
+    pub(crate) addrs: Vec<(NodeId, String)>,
     /// A node silent for so long is lost.
-    pub time_out: Duration,
+    pub(crate) time_out: Duration,
 }
 
 /// The owner. See the head of this file.
-pub struct Owner {
+pub(crate) struct Owner {
     store: Store,
     instance: InstanceId,
     nodes: Nodes,
@@ -165,7 +165,7 @@ pub struct Owner {
 }
 
 /// Runs the owner until it is told to stop or the database fails for good. `carry_out` sends orders to the poller.
-pub fn run(
+pub(crate) fn run(
     mut owner: Owner,
     messages: &Receiver<Message>,
     mut carry_out: impl FnMut(Vec<Order>),
@@ -187,7 +187,7 @@ pub fn run(
 
 impl Owner {
     /// Reads what was active when the last master stopped.
-    pub fn new(store: Store, nodes: Nodes, now: Now) -> Result<Owner, StoreError> {
+    pub(crate) fn new(store: Store, nodes: Nodes, now: Now) -> Result<Owner, StoreError> {
         let instance = store.instance()?;
         let members = nodes.addrs.iter().map(|(id, addr)| (*id, Member::new(*id, addr.clone(), now))).collect();
         let (active, scheduler, turn) = Default::default();
@@ -220,7 +220,7 @@ impl Owner {
     }
 
     /// The first roll call of every node.
-    pub fn first_orders(&mut self) -> Vec<Order> {
+    pub(crate) fn first_orders(&mut self) -> Vec<Order> {
         let ids: Vec<NodeId> = self.nodes.addrs.iter().map(|(id, _)| *id).collect();
         let mut delay = Duration::ZERO;
         for node in ids {
@@ -231,7 +231,7 @@ impl Owner {
     }
 
     /// One turn. Returns the orders that follow from what is now committed; an error is the end.
-    pub fn turn(&mut self, messages: Vec<Message>, now: Now) -> Result<Vec<Order>, StoreError> {
+    pub(crate) fn turn(&mut self, messages: Vec<Message>, now: Now) -> Result<Vec<Order>, StoreError> {
         let unheard: Vec<(NodeId, bool)> = messages.iter().filter_map(who_speaks).collect();
         match self.apply(messages, now).and_then(|()| self.commit()) {
             Ok(()) => Ok(self.speak()),
@@ -250,7 +250,7 @@ impl Owner {
                 Message::Kill { job, reply } => self.kill(job, reply, now)?,
                 Message::Nodes { reply } => self.tell(&reply, self.shown()),
                 Message::Why { job, reply } => self.tell(&reply, self.why(job)),
-                Message::Heard(heard) => self.hear(heard, now)?,
+                Message::Heard(heard) => self.hear(*heard, now)?,
                 Message::Stop => {}
             }
         }
@@ -403,7 +403,7 @@ impl Owner {
         match said {
             Said::Events { after, answer: Ok(events) } => self.hear_events(node, after, events, now),
             Said::Events { answer: Err(why), .. } => {
-                self.hear_silence(node, why, now);
+                self.hear_silence(node, &why, now);
                 Ok(())
             }
             Said::Created { tasks, answer } => self.hear_created(node, &tasks, answer, now),
@@ -415,9 +415,9 @@ impl Owner {
         }
     }
 
-    fn hear_silence(&mut self, node: NodeId, why: String, now: Now) {
+    fn hear_silence(&mut self, node: NodeId, why: &str, now: Now) {
         let Some(member) = self.members.get_mut(&node) else { return };
-        let (delay, lost_now) = member.failed(why.clone(), self.nodes.time_out, now);
+        let (delay, lost_now) = member.failed(why, self.nodes.time_out, now);
         if lost_now {
             log::warn!("node {node} is lost: {why}");
         }
@@ -429,7 +429,7 @@ impl Owner {
         let resource = events.resource;
         if resource.node_id != node {
             let why = format!("it calls itself node {}; hint: start it with --node-id {node}", resource.node_id);
-            self.hear_silence(node, why, now);
+            self.hear_silence(node, &why, now);
             return Ok(());
         }
         let instance = resource.instance.clone();
@@ -758,7 +758,7 @@ impl Follow {
 /// Which node said something, and whether it was the answer to a poll.
 fn who_speaks(message: &Message) -> Option<(NodeId, bool)> {
     match message {
-        Message::Heard(Heard { node, said }) => Some((*node, matches!(said, Said::Events { .. }))),
+        Message::Heard(heard) => Some((heard.node, matches!(heard.said, Said::Events { .. }))),
         _ => None,
     }
 }

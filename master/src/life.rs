@@ -19,7 +19,7 @@ use crate::job::{Job, Placed};
 
 /// What happened to a job.
 #[derive(Debug, Clone, Copy)]
-pub enum News<'a> {
+pub(crate) enum News<'a> {
     /// The scheduler found a node for it.
     Placed(NodeId),
     /// Somebody wants it to end.
@@ -38,7 +38,7 @@ pub enum News<'a> {
 
 /// What news changes.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Change {
+pub(crate) enum Change {
     /// It belongs to a node now, as the next attempt.
     Assigned {
         /// Which.
@@ -68,19 +68,19 @@ pub enum Change {
 
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq)]
-pub struct End {
+pub(crate) struct End {
     /// A final state.
-    pub status: State,
+    pub(crate) status: State,
     /// Why it failed.
-    pub cause: Option<Reason>,
+    pub(crate) cause: Option<Reason>,
     /// When.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
     /// What the node told, if the end came from there.
-    pub report: Option<TaskReport>,
+    pub(crate) report: Option<TaskReport>,
 }
 
 /// What `news` changes about `job`; `None`: nothing. `kill_asked`: somebody wants its end already.
-pub fn change(job: &Job, kill_asked: bool, news: News<'_>, now: Timestamp) -> Option<Change> {
+pub(crate) fn change(job: &Job, kill_asked: bool, news: News<'_>, now: Timestamp) -> Option<Change> {
     match job.status {
         State::Pending => change_of_pending(job, news, now),
         State::Assigned => change_of_assigned(job, kill_asked, news, now),
@@ -165,7 +165,7 @@ fn ended(status: State, cause: Option<Reason>, now: Timestamp) -> Change {
 
 impl Change {
     /// Makes it so.
-    pub fn apply(self, job: &mut Job) {
+    pub(crate) fn apply(self, job: &mut Job) {
         match self {
             Change::Assigned { node, attempt } => {
                 job.status = State::Assigned;

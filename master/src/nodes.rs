@@ -27,16 +27,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// One moment, on both clocks: the first measures, the second is shown.
 #[derive(Debug, Clone, Copy)]
-pub struct Now {
+pub(crate) struct Now {
     /// Monotonic.
-    pub clock: Instant,
+    pub(crate) clock: Instant,
     /// The time of day.
-    pub wall: Timestamp,
+    pub(crate) wall: Timestamp,
 }
 
 impl Now {
     /// This moment.
-    pub fn read() -> Now {
+    pub(crate) fn read() -> Now {
         Now { clock: Instant::now(), wall: Timestamp::now() }
     }
 }
@@ -51,7 +51,7 @@ struct Held {
 
 /// Whose answer it was, compared with the node we gave our tasks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub(crate) enum Whose {
     /// The same node, or one we have never heard of.
     Known,
     /// Another state dir: the tasks we gave are not there.
@@ -60,7 +60,7 @@ pub enum Whose {
 
 /// A node, as the owner of the jobs keeps it.
 #[derive(Debug)]
-pub struct Member {
+pub(crate) struct Member {
     id: NodeId,
     addr: String,
     state: NodeState,
@@ -81,12 +81,12 @@ pub struct Member {
     /// It turned a job away; nothing new until it has spoken again.
     full: bool,
     /// Somebody will ask it what is free.
-    pub asked_what_is_free: bool,
+    pub(crate) asked_what_is_free: bool,
 }
 
 impl Member {
     /// A node nobody has heard of since this master started.
-    pub fn new(id: NodeId, addr: String, now: Now) -> Member {
+    pub(crate) fn new(id: NodeId, addr: String, now: Now) -> Member {
         Member {
             id,
             addr,
@@ -107,41 +107,41 @@ impl Member {
     }
 
     /// A node that some job is still on, though nobody configured it any more.
-    pub fn stray(id: NodeId, now: Now) -> Member {
+    pub(crate) fn stray(id: NodeId, now: Now) -> Member {
         let mut member = Member::new(id, "unknown".to_owned(), now);
-        member.failed(format!("no --node names it; hint: give --node {id}=ADDRESS"), Duration::ZERO, now);
+        member.failed(&format!("no --node names it; hint: give --node {id}=ADDRESS"), Duration::ZERO, now);
         member
     }
 
     /// The node as it is shown.
-    pub fn shown(&self) -> Node {
+    pub(crate) fn shown(&self) -> Node {
         let resource = self.resource.as_deref().cloned();
         Node { id: self.id, addr: self.addr.clone(), state: self.state.clone(), resource }
     }
 
     /// What it last said of itself.
-    pub fn resource(&self) -> Option<&NodeResource> {
+    pub(crate) fn resource(&self) -> Option<&NodeResource> {
         self.resource.as_deref()
     }
 
     /// What the last exchange said, if it failed.
-    pub fn trouble(&self) -> Option<&str> {
+    pub(crate) fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
 
     /// Its name and the last event of it that we wrote down, once it has a name.
-    pub fn followed(&self) -> Option<(&InstanceId, EventNumber)> {
+    pub(crate) fn followed(&self) -> Option<(&InstanceId, EventNumber)> {
         self.instance.as_ref().map(|instance| (instance, self.acknowledged))
     }
 
     /// Follows this node's events from here on.
-    pub fn follow(&mut self, instance: InstanceId, acknowledged: EventNumber) {
+    pub(crate) fn follow(&mut self, instance: InstanceId, acknowledged: EventNumber) {
         self.instance = Some(instance);
         self.acknowledged = acknowledged;
     }
 
     /// Whether `instance` is the node our tasks are on.
-    pub fn whose(&self, instance: &InstanceId) -> Whose {
+    pub(crate) fn whose(&self, instance: &InstanceId) -> Whose {
         match &self.instance {
             Some(known) if known != instance => Whose::Stranger,
             Some(_) | None => Whose::Known,
@@ -149,22 +149,22 @@ impl Member {
     }
 
     /// All of its tasks are about to be asked for; `numbered` are the jobs it must know.
-    pub fn call_the_roll(&mut self, numbered: BTreeSet<JobId>) {
+    pub(crate) fn call_the_roll(&mut self, numbered: BTreeSet<JobId>) {
         self.roll_call = Some(numbered);
     }
 
     /// Whether a roll call has not been answered yet.
-    pub fn is_rolling(&self) -> bool {
+    pub(crate) fn is_rolling(&self) -> bool {
         self.roll_call.is_some()
     }
 
     /// The answer to the last roll call is here: the jobs it must hold.
-    pub fn end_roll_call(&mut self) -> BTreeSet<JobId> {
+    pub(crate) fn end_roll_call(&mut self) -> BTreeSet<JobId> {
         self.roll_call.take().unwrap_or_default()
     }
 
     /// It answered. Returns whether it had been lost or unknown.
-    pub fn answered(&mut self, resource: NodeResource, now: Now) -> bool {
+    pub(crate) fn answered(&mut self, resource: NodeResource, now: Now) -> bool {
         let returned = self.state != NodeState::Ready;
         self.state = NodeState::Ready;
         self.resource = Some(Arc::new(resource));
@@ -176,25 +176,25 @@ impl Member {
     }
 
     /// It did not answer, and why. Returns how long to wait before trying again, and whether it is lost just now.
-    pub fn failed(&mut self, why: String, time_out: Duration, now: Now) -> (Duration, bool) {
+    pub(crate) fn failed(&mut self, why: &str, time_out: Duration, now: Now) -> (Duration, bool) {
         let silent_for = now.clock.saturating_duration_since(self.silent_since.clock);
         let was_lost = matches!(self.state, NodeState::Lost { .. });
         if was_lost || silent_for >= time_out {
-            self.state = NodeState::Lost { since: self.silent_since.wall, why: why.clone() };
+            self.state = NodeState::Lost { since: self.silent_since.wall, why: why.to_owned() };
         }
-        self.trouble = Some(why);
+        self.trouble = Some(why.to_owned());
         let pause = pause(self.id, self.failures);
         self.failures = self.failures.saturating_add(1);
         (pause, !was_lost && silent_for >= time_out)
     }
 
     /// It turned a job away.
-    pub fn is_full(&mut self) {
+    pub(crate) fn is_full(&mut self) {
         self.full = true;
     }
 
     /// A job of ours was placed here.
-    pub fn hold(&mut self, job: JobId, amount: Amount) {
+    pub(crate) fn hold(&mut self, job: JobId, amount: Amount) {
         if self.held.insert(job, Held { amount, counted: false }).is_none() {
             self.ours = self.ours.plus(amount);
             self.uncounted = self.uncounted.plus(amount);
@@ -202,7 +202,7 @@ impl Member {
     }
 
     /// What the node says is free leaves this job out from now on.
-    pub fn count(&mut self, job: JobId) {
+    pub(crate) fn count(&mut self, job: JobId) {
         if let Some(held) = self.held.get_mut(&job).filter(|held| !held.counted) {
             held.counted = true;
             self.uncounted = self.uncounted.minus(held.amount);
@@ -210,7 +210,7 @@ impl Member {
     }
 
     /// A job of ours is no longer here.
-    pub fn release(&mut self, job: JobId) {
+    pub(crate) fn release(&mut self, job: JobId) {
         if let Some(held) = self.held.remove(&job) {
             self.ours = self.ours.minus(held.amount);
             if !held.counted {
@@ -220,20 +220,20 @@ impl Member {
     }
 
     /// No job of ours is here, and nothing was asked.
-    pub fn release_all(&mut self) {
+    pub(crate) fn release_all(&mut self) {
         self.held.clear();
         (self.ours, self.uncounted) = (Amount::default(), Amount::default());
         self.asked_what_is_free = false;
     }
 
     /// Our jobs here.
-    pub fn jobs(&self) -> impl Iterator<Item = JobId> + '_ {
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> + '_ {
         self.held.keys().copied()
     }
 
     /// What new jobs may use, if it takes any. The node's total less all of ours is never too much for us alone;
     /// what the node said is free, less those of ours it may not have counted yet, makes room for other masters'.
-    pub fn room(&self) -> Option<(Arc<NodeResource>, Amount)> {
+    pub(crate) fn room(&self) -> Option<(Arc<NodeResource>, Amount)> {
         let said = self.resource.as_ref()?;
         let takes = self.state == NodeState::Ready && self.trouble.is_none() && !self.full;
         let by_ours = Amount::total_of(said).minus(self.ours);
@@ -276,12 +276,12 @@ mod tests {
         let start = Now::read();
         let mut node = member(start);
         assert!(node.answered(resource(0, 4, 1000), start));
-        assert!(!node.failed("connection refused".into(), TIME_OUT, later(start, 3)).1);
+        assert!(!node.failed("connection refused", TIME_OUT, later(start, 3)).1);
         assert_eq!(node.shown().state, NodeState::Ready);
-        assert!(node.failed("connection refused".into(), TIME_OUT, later(start, 10)).1);
+        assert!(node.failed("connection refused", TIME_OUT, later(start, 10)).1);
         let lost = NodeState::Lost { since: start.wall, why: "connection refused".into() };
         assert_eq!(node.shown().state, lost);
-        assert!(!node.failed("connection refused".into(), TIME_OUT, later(start, 11)).1, "it is lost only once");
+        assert!(!node.failed("connection refused", TIME_OUT, later(start, 11)).1, "it is lost only once");
         assert!(node.answered(resource(0, 4, 1000), later(start, 12)));
         assert_eq!(node.shown().state, NodeState::Ready);
     }
@@ -290,9 +290,9 @@ mod tests {
     fn an_unknown_node_that_never_answers_is_lost_after_the_time_out() {
         let start = Now::read();
         let mut node = member(start);
-        node.failed("no route".into(), TIME_OUT, later(start, 9));
+        node.failed("no route", TIME_OUT, later(start, 9));
         assert_eq!(node.shown().state, NodeState::Unknown);
-        node.failed("no route".into(), TIME_OUT, later(start, 10));
+        node.failed("no route", TIME_OUT, later(start, 10));
         assert!(matches!(node.shown().state, NodeState::Lost { .. }));
     }
 
@@ -303,7 +303,7 @@ mod tests {
         assert!(node.room().is_none());
         node.answered(resource(0, 4, 1000), now);
         assert_eq!(node.room().unwrap().1, amount(4, 1000));
-        node.failed("reset".into(), TIME_OUT, now);
+        node.failed("reset", TIME_OUT, now);
         assert!(node.room().is_none());
         node.answered(resource(0, 4, 1000), now);
         node.is_full();

@@ -33,13 +33,13 @@ const PIECE_BYTES: u64 = 512 << 10;
 
 /// One log of one task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogOf {
+pub(crate) struct LogOf {
     /// The node that wrote it.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// Its task.
-    pub task: TaskId,
+    pub(crate) task: TaskId,
     /// Which of its logs.
-    pub log: Log,
+    pub(crate) log: Log,
 }
 
 /// Which part of it.
@@ -53,16 +53,16 @@ enum Part {
 
 /// Bytes of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
+pub(crate) struct Piece {
     /// The bytes.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// How many the whole log had when it was read.
-    pub total: u64,
+    pub(crate) total: u64,
 }
 
 /// Why a log cannot be shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LogError {
+pub(crate) enum LogError {
     /// Neither the share nor the node has it.
     #[error("there is no such log")]
     Missing,
@@ -79,7 +79,7 @@ pub enum LogError {
 
 /// Where logs are, and the threads that read them.
 #[derive(Clone)]
-pub struct Logs {
+pub(crate) struct Logs {
     queue: SyncSender<LogRead>,
     stuck: Arc<AtomicUsize>,
 }
@@ -117,7 +117,7 @@ impl Fate {
 
 impl Logs {
     /// Starts the reading threads.
-    pub fn start(
+    pub(crate) fn start(
         share: Option<PathBuf>,
         nodes: BTreeMap<NodeId, SocketAddr>,
         token: Option<&Token>,
@@ -135,21 +135,21 @@ impl Logs {
     }
 
     /// The ends of several logs, read side by side.
-    pub fn tails<const N: usize>(&self, logs: [LogOf; N], bytes: u64) -> [Result<Piece, LogError>; N] {
+    pub(crate) fn tails<const N: usize>(&self, logs: [LogOf; N], bytes: u64) -> [Result<Piece, LogError>; N] {
         let deadline = Instant::now() + PATIENCE;
         let begun = logs.map(|log| self.begin(log, Part::Tail(bytes)));
-        begun.map(|begun| self.finish(begun?, deadline))
+        begun.map(|begun| self.finish(&begun?, deadline))
     }
 
     /// The whole log from a byte on, to be read piece by piece.
-    pub fn open(&self, log: LogOf, offset: u64) -> Result<LogStream, LogError> {
+    pub(crate) fn open(&self, log: LogOf, offset: u64) -> Result<LogStream, LogError> {
         let first = self.read(log, Part::From(offset, PIECE_BYTES))?;
         Ok(LogStream { logs: self.clone(), log, at: offset, end: first.total, first: Some(first) })
     }
 
     fn read(&self, log: LogOf, part: Part) -> Result<Piece, LogError> {
         let begun = self.begin(log, part)?;
-        self.finish(begun, Instant::now() + PATIENCE)
+        self.finish(&begun, Instant::now() + PATIENCE)
     }
 
     fn begin(&self, log: LogOf, part: Part) -> Result<Waiting, LogError> {
@@ -164,7 +164,7 @@ impl Logs {
         }
     }
 
-    fn finish(&self, waiting: Waiting, deadline: Instant) -> Result<Piece, LogError> {
+    fn finish(&self, waiting: &Waiting, deadline: Instant) -> Result<Piece, LogError> {
         match waiting.answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(result) => result,
             Err(_) if waiting.fate.settle(Fate::ABANDONED) => {
@@ -184,7 +184,7 @@ struct Waiting {
 }
 
 /// A whole log, read as it is sent.
-pub struct LogStream {
+pub(crate) struct LogStream {
     logs: Logs,
     log: LogOf,
     at: u64,
@@ -195,12 +195,12 @@ pub struct LogStream {
 
 impl LogStream {
     /// How many bytes the whole log has.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.end
     }
 
     /// The next bytes; `None` at the end.
-    pub fn next_piece(&mut self) -> Result<Option<Vec<u8>>, LogError> {
+    pub(crate) fn next_piece(&mut self) -> Result<Option<Vec<u8>>, LogError> {
         if self.at >= self.end {
             return Ok(None);
         }

@@ -30,7 +30,7 @@ const CONNECTIONS_PER_NODE: usize = 3;
 
 /// What the owner wants done. Every order is answered by one [`Heard`], whatever happens.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Order {
+pub(crate) enum Order {
     /// Read the node's events: `GET /task/events`. There is never more than one of these per node.
     Poll {
         /// Which node.
@@ -69,16 +69,16 @@ pub enum Order {
 
 /// What a node said, or that it said nothing.
 #[derive(Debug)]
-pub struct Heard {
+pub(crate) struct Heard {
     /// Which.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// What.
-    pub said: Said,
+    pub(crate) said: Said,
 }
 
 /// The answers to the orders; an `Err(String)` says why there is none.
 #[derive(Debug)]
-pub enum Said {
+pub(crate) enum Said {
     /// To [`Order::Poll`].
     Events {
         /// What was asked for.
@@ -112,17 +112,17 @@ pub enum Said {
 /// Why the poller could not start.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start the poller: {0}")]
-pub struct PollerError(#[from] io::Error);
+pub(crate) struct PollerError(#[from] io::Error);
 
 /// Where orders are handed in.
-pub struct Orders {
+pub(crate) struct Orders {
     sender: Sender<Order>,
     waker: Arc<Waker>,
 }
 
 impl Orders {
     /// Hands in orders. They are begun in this order, and all that are on their way at once run side by side.
-    pub fn send(&self, orders: Vec<Order>) {
+    pub(crate) fn send(&self, orders: Vec<Order>) {
         for order in orders {
             // The poller ends with the process only.
             let _ = self.sender.send(order);
@@ -143,7 +143,7 @@ enum Asked {
 }
 
 /// The thread's state.
-pub struct Poller<F> {
+pub(crate) struct Poller<F> {
     poll: Poll,
     orders: Receiver<Order>,
     client: Client,
@@ -160,7 +160,7 @@ pub struct Poller<F> {
 
 impl<F: FnMut(Heard)> Poller<F> {
     /// A poller for these nodes; `tell` is called for everything heard.
-    pub fn new(
+    pub(crate) fn new(
         addrs: BTreeMap<NodeId, SocketAddr>,
         token: Option<&Secret>,
         time_out: Duration,
@@ -188,7 +188,7 @@ impl<F: FnMut(Heard)> Poller<F> {
     }
 
     /// Runs for as long as the process does; returns only if the kernel's poll fails.
-    pub fn run(mut self) -> Result<(), PollerError> {
+    pub(crate) fn run(mut self) -> Result<(), PollerError> {
         let mut events = MioEvents::with_capacity(1024);
         loop {
             let now = Instant::now();
@@ -229,7 +229,7 @@ impl<F: FnMut(Heard)> Poller<F> {
                 self.later.insert((now + *delay, self.next_number), order);
             }
             Order::Poll { .. } | Order::Ask { .. } | Order::Create { .. } | Order::Kill { .. } => {
-                self.begin(order, now)
+                self.begin(order, now);
             }
         }
     }
@@ -276,9 +276,12 @@ impl<F: FnMut(Heard)> Poller<F> {
     }
 }
 
+/// Which tasks one create asks for, and its body.
+type Create = (Vec<(JobId, Attempt)>, Vec<u8>);
+
 /// The bodies of as many creates as these tasks need.
-fn creates(tasks: &[TaskRequest]) -> Vec<(Vec<(JobId, Attempt)>, Vec<u8>)> {
-    let mut parts: Vec<(Vec<(JobId, Attempt)>, Vec<u8>)> = Vec::new();
+fn creates(tasks: &[TaskRequest]) -> Vec<Create> {
+    let mut parts: Vec<Create> = Vec::new();
     for task in tasks {
         // A request that cannot be written as JSON cannot be: it has only strings and numbers.
         let Ok(json) = serde_json::to_vec(task) else { continue };

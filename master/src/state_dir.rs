@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Why the state dir could not be taken.
 #[derive(Debug, thiserror::Error)]
-pub enum StateDirError {
+pub(crate) enum StateDirError {
     /// It could not be made.
     #[error("cannot make the state dir {}: {cause}; hint: give another --state-dir", dir.display())]
     Make {
@@ -34,14 +34,14 @@ pub enum StateDirError {
 
 /// A state dir that is ours until this value goes, or the process.
 #[derive(Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     path: PathBuf,
     _lock: File,
 }
 
 impl StateDir {
     /// Makes `dir` if need be (for its owner alone: command lines may hold secrets) and locks it (flock(2)).
-    pub fn take(dir: &Path) -> Result<StateDir, StateDirError> {
+    pub(crate) fn take(dir: &Path) -> Result<StateDir, StateDirError> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(|cause| StateDirError::Make { dir: dir.into(), cause })?;
         let refused = |cause| StateDirError::Lock { dir: dir.into(), cause };
@@ -55,7 +55,7 @@ impl StateDir {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }

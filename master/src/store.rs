@@ -19,7 +19,7 @@ const FILE: &str = "master.db";
 /// The schema this version reads and writes (`PRAGMA user_version`).
 const SCHEMA_VERSION: i64 = 1;
 /// The most jobs one page may list.
-pub const MAX_PAGE: u32 = 1000;
+pub(crate) const MAX_PAGE: u32 = 1000;
 
 /// `AUTOINCREMENT`, so that a number is never given twice. The counts are kept by triggers, so that a page
 /// can show them without counting.
@@ -69,7 +69,7 @@ const JOB_COLUMNS: &str = "id, name, cpu, mem, command_line, package_path, image
 
 /// Why the database could not be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// SQLite said no.
     #[error("cannot {doing} in the database: {cause}")]
     Sqlite {
@@ -92,7 +92,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether what is on the disk is in doubt: after a failed write or sync the kernel may have dropped the
     /// pages, so trying again could report a success that never happened.
-    pub fn is_fatal(&self) -> bool {
+    pub(crate) fn is_fatal(&self) -> bool {
         match self {
             StoreError::Sqlite { cause, .. } => matches!(
                 cause.sqlite_error_code(),
@@ -110,32 +110,32 @@ fn doing<T>(what: &'static str, result: rusqlite::Result<T>) -> Result<T, StoreE
 
 /// A job that has not ended, as it is kept.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// The job.
-    pub job: Job,
+    pub(crate) job: Job,
     /// Whether somebody asked for its end.
-    pub kill_asked: bool,
+    pub(crate) kill_asked: bool,
 }
 
 /// What is kept of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptNode {
+pub(crate) struct KeptNode {
     /// Its number.
-    pub id: NodeId,
+    pub(crate) id: NodeId,
     /// Whose state dir the tasks given to it live in.
-    pub instance: InstanceId,
+    pub(crate) instance: InstanceId,
     /// The last of its events that is in the database.
-    pub acknowledged: EventNumber,
+    pub(crate) acknowledged: EventNumber,
 }
 
 /// The connection that writes.
-pub struct Store {
+pub(crate) struct Store {
     db: Connection,
 }
 
 impl Store {
     /// Opens the database in `dir`, or makes it.
-    pub fn open(dir: &Path) -> Result<Store, StoreError> {
+    pub(crate) fn open(dir: &Path) -> Result<Store, StoreError> {
         let db = doing("open a file", Connection::open(dir.join(FILE)))?;
         doing("set up", tune(&db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -1024;"))?;
         let store = Store { db };
@@ -153,29 +153,29 @@ impl Store {
     }
 
     /// This master's name, born with the database.
-    pub fn instance(&self) -> Result<InstanceId, StoreError> {
+    pub(crate) fn instance(&self) -> Result<InstanceId, StoreError> {
         let name = self.db.query_row("SELECT instance FROM master", [], |row| row.get(0));
         doing("read the master's name", name).map(InstanceId)
     }
 
     /// Begins the transaction that the next [`Store::commit`] ends.
-    pub fn begin(&self) -> Result<(), StoreError> {
+    pub(crate) fn begin(&self) -> Result<(), StoreError> {
         doing("begin a transaction", self.db.execute_batch("BEGIN IMMEDIATE"))
     }
 
     /// Makes all since [`Store::begin`] durable.
-    pub fn commit(&self) -> Result<(), StoreError> {
+    pub(crate) fn commit(&self) -> Result<(), StoreError> {
         doing("commit", self.db.execute_batch("COMMIT"))
     }
 
     /// Forgets all since [`Store::begin`].
-    pub fn roll_back(&self) -> Result<(), StoreError> {
+    pub(crate) fn roll_back(&self) -> Result<(), StoreError> {
         // SQLite has already rolled back by itself after some errors (a full disk, for one).
         if self.db.is_autocommit() { Ok(()) } else { doing("roll back", self.db.execute_batch("ROLLBACK")) }
     }
 
     /// Adds a job as `Pending[ ]` and names it.
-    pub fn add(&self, spec: JobSpec, submitted_at: Timestamp) -> Result<Job, StoreError> {
+    pub(crate) fn add(&self, spec: JobSpec, submitted_at: Timestamp) -> Result<Job, StoreError> {
         let mut insert = doing(
             "add a job",
             self.db.prepare_cached(
@@ -199,7 +199,7 @@ impl Store {
     }
 
     /// Writes what has become of a job.
-    pub fn save(&self, job: &Job, kill_asked: bool) -> Result<(), StoreError> {
+    pub(crate) fn save(&self, job: &Job, kill_asked: bool) -> Result<(), StoreError> {
         let mut update = doing(
             "save a job",
             self.db.prepare_cached(
@@ -225,7 +225,7 @@ impl Store {
     }
 
     /// Writes whose events of a node were read, and up to which.
-    pub fn save_node(&self, node: &KeptNode) -> Result<(), StoreError> {
+    pub(crate) fn save_node(&self, node: &KeptNode) -> Result<(), StoreError> {
         let mut upsert = doing(
             "save a node",
             self.db.prepare_cached(
@@ -238,7 +238,7 @@ impl Store {
     }
 
     /// Every job that has not ended, oldest first.
-    pub fn active(&self) -> Result<Vec<Kept>, StoreError> {
+    pub(crate) fn active(&self) -> Result<Vec<Kept>, StoreError> {
         let sql = format!("SELECT {JOB_COLUMNS} FROM jobs WHERE status IN (?1, ?2, ?3) ORDER BY id");
         let states = [State::Pending, State::Assigned, State::Running].map(State::as_str);
         let rows = self.db.prepare(&sql).and_then(|mut select| select.query_map(states, to_kept)?.collect());
@@ -246,7 +246,7 @@ impl Store {
     }
 
     /// Every node that was ever heard of.
-    pub fn nodes(&self) -> Result<Vec<KeptNode>, StoreError> {
+    pub(crate) fn nodes(&self) -> Result<Vec<KeptNode>, StoreError> {
         let rows =
             self.db.prepare("SELECT id, instance, acknowledged FROM nodes ORDER BY id").and_then(|mut select| {
                 let node = |row: &Row<'_>| {
@@ -259,7 +259,7 @@ impl Store {
     }
 
     /// One job, ended or not.
-    pub fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
+    pub(crate) fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
         read_job(&self.db, id)
     }
 }
@@ -274,37 +274,37 @@ impl Store {
 
 /// Which jobs a page lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct JobQuery {
+pub(crate) struct JobQuery {
     /// Only those in this state.
-    pub status: Option<State>,
+    pub(crate) status: Option<State>,
     /// Only those with this text in their name or command line, or with this number.
-    pub text: String,
+    pub(crate) text: String,
     /// Only those older than this one.
-    pub after: Option<JobId>,
+    pub(crate) after: Option<JobId>,
     /// At most so many.
-    pub limit: u32,
+    pub(crate) limit: u32,
 }
 
 /// A page of the job table, newest first.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct JobPage {
+pub(crate) struct JobPage {
     /// The jobs.
-    pub jobs: Vec<Job>,
+    pub(crate) jobs: Vec<Job>,
     /// Where the next page begins: `after` of its query, if there is one.
-    pub next: Option<JobId>,
+    pub(crate) next: Option<JobId>,
 }
 
 /// How many jobs are in each state, in the order of [`State::ALL`].
-pub type StateCounts = Vec<(State, u64)>;
+pub(crate) type StateCounts = Vec<(State, u64)>;
 
 /// A connection that only reads.
-pub struct Reader {
+pub(crate) struct Reader {
     db: Connection,
 }
 
 impl Reader {
     /// Opens the database that a [`Store`] has made in `dir`.
-    pub fn open(dir: &Path) -> Result<Reader, StoreError> {
+    pub(crate) fn open(dir: &Path) -> Result<Reader, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = doing("open a file to read", Connection::open_with_flags(dir.join(FILE), flags))?;
         doing("set up", tune(&db, "PRAGMA query_only = 1; PRAGMA cache_size = -256;"))?;
@@ -312,12 +312,12 @@ impl Reader {
     }
 
     /// One job, ended or not.
-    pub fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
+    pub(crate) fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
         read_job(&self.db, id)
     }
 
     /// A page of jobs. Its cost is that of the rows it looks at, not of the pages before it.
-    pub fn page(&self, query: &JobQuery) -> Result<JobPage, StoreError> {
+    pub(crate) fn page(&self, query: &JobQuery) -> Result<JobPage, StoreError> {
         let limit = query.limit.clamp(1, MAX_PAGE);
         let (sql, values) = page_sql(query, limit + 1);
         let rows: rusqlite::Result<Vec<Kept>> = self
@@ -331,7 +331,7 @@ impl Reader {
     }
 
     /// How many jobs are in each state.
-    pub fn counts(&self) -> Result<StateCounts, StoreError> {
+    pub(crate) fn counts(&self) -> Result<StateCounts, StoreError> {
         let count = |state: State| {
             let mut select = self.db.prepare_cached("SELECT jobs FROM state_counts WHERE status = ?1")?;
             let jobs = select.query_row([state.as_str()], |row| row.get(0)).optional()?;

@@ -149,7 +149,14 @@ fn send_log(mut writer: Box<dyn Write + Send>, mut log: LogStream, head_only: bo
         log.total()
     );
     writer.write_all(head.as_bytes())?;
-    while !head_only {
+    if !head_only {
+        send_pieces(&mut writer, &mut log)?;
+    }
+    writer.flush()
+}
+
+fn send_pieces(writer: &mut impl Write, log: &mut LogStream) -> io::Result<()> {
+    loop {
         match log.next_piece() {
             Ok(Some(bytes)) => {
                 write!(writer, "{:x}\r\n", bytes.len())?;
@@ -157,16 +164,11 @@ fn send_log(mut writer: Box<dyn Write + Send>, mut log: LogStream, head_only: bo
                 writer.write_all(b"\r\n")?;
                 writer.flush()?;
             }
-            Ok(None) => {
-                writer.write_all(b"0\r\n\r\n")?;
-                break;
-            }
+            Ok(None) => return writer.write_all(b"0\r\n\r\n"),
             Err(error) => {
                 log::warn!("a log could be sent only in part: {error}");
-                writer.write_all(b"cut short\r\n")?;
-                break;
+                return writer.write_all(b"cut short\r\n");
             }
         }
     }
-    writer.flush()
 }

@@ -48,7 +48,7 @@ impl Master {
     }
 
     fn says(&mut self, node: u32, said: Said) -> Vec<Order> {
-        self.turn(vec![Message::Heard(Heard { node: NodeId(node), said })])
+        self.turn(vec![Message::Heard(Box::new(Heard { node: NodeId(node), said }))])
     }
 
     fn tells(&mut self, node: NodeResource, after: u64, last: u64, mut events: Vec<TaskReport>) -> Vec<Order> {
@@ -396,7 +396,7 @@ fn what_could_not_be_committed_never_was_and_the_next_turn_works() {
     ended.key.master = Some(instance);
     let events = Events { last: EventNumber(3), events: vec![ended], resource: node() };
     let heard = Heard { node: NodeId(0), said: Said::Events { after: EventNumber(2), answer: Ok(events) } };
-    let orders = master.turn(vec![Message::Submit { specs: vec![spec(64)], reply }, Message::Heard(heard)]);
+    let orders = master.turn(vec![Message::Submit { specs: vec![spec(64)], reply }, Message::Heard(Box::new(heard))]);
     assert!(answer.recv().is_err(), "the submitter hears of an error");
     assert_eq!(polls(&orders), [(0, false)], "the node is asked to say it again");
     assert_eq!(master.job(1).status, State::Running);
