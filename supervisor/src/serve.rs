@@ -233,7 +233,7 @@ impl Supervisor {
             return self.events.server().respond(connection, control::refused(busy), now.instant);
         }
         let path = self.places.logs(output.task).join(output.stream.file_name());
-        if let Some(stream) = self.events.server().hand_over(connection, now.instant) {
+        if let Some(stream) = self.events.server().hand_over(connection) {
             self.readers.start(&stream, &path, output.start, &self.watcher, now.instant);
         }
     }
