@@ -1,0 +1,50 @@
+# shellcheck shell=bash
+# What both GlusterFS scripts need: packages, host names, and whether a host answers.
+# To be sourced by a script that has set `program`. Never touches /etc/hosts: names are the operator's business.
+
+program=${program:?names the script that sources this}
+
+# Where glusterd listens on every host.
+glusterd_port=24007
+
+say() {
+    printf '==> %s\n' "$*"
+}
+
+fail() {
+    echo "$program: $*" >&2
+    exit 1
+}
+
+misused() {
+    echo "$program: $*; see $program --help" >&2
+    exit 2
+}
+
+# need_package COMMAND PACKAGE: installs the Debian package that brings the command, unless it is there.
+need_package() {
+    ! command -v "$1" >/dev/null || return 0
+    command -v apt-get >/dev/null || fail "there is no $1 here, and no apt-get to install $2 with"
+    say "installing $2"
+    apt-get update -qq || say "apt-get update failed; trying with the package lists that are here"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$2" >/dev/null || fail "apt-get could not install $2"
+}
+
+has_systemd() {
+    [ -d /run/systemd/system ]
+}
+
+# A volume is one path component of gluster's own; a host is a name or an address.
+check_volume_name() {
+    [[ $1 =~ ^[A-Za-z0-9_][A-Za-z0-9_-]*$ ]] || misused "\"$1\" is not a volume name: letters, digits, - and _"
+}
+
+check_host_name() {
+    [[ $1 =~ ^[A-Za-z0-9][A-Za-z0-9.-]*$ ]] || misused "\"$1\" is not a host name or IPv4 address"
+    getent ahosts "$1" >/dev/null || fail "$1 has no address here; hint: give it a name in DNS, or name it by address"
+}
+
+# Whether glusterd listens on host $1.
+glusterd_answers() {
+    timeout 5 bash -c "exec 3<>/dev/tcp/$1/$glusterd_port" 2>/dev/null
+}
