@@ -1,33 +1,18 @@
 # shellcheck shell=bash
-# What both GlusterFS scripts need: packages, host names, and whether a host answers.
-# To be sourced by a script that has set `program`. Never touches /etc/hosts: names are the operator's business.
+# What both GlusterFS scripts need: names that are names, and whether a host answers.
+# To be sourced by a script that has set `program` and `scripts`. Never touches /etc/hosts: names are the operator's
+# business.
 
-program=${program:?names the script that sources this}
+scripts=${scripts:?is the folder of this file}
+# shellcheck source=scripts/machine.sh
+. "$scripts/machine.sh"
 
 # Where glusterd listens on every host.
 glusterd_port=24007
 
-say() {
-    printf '==> %s\n' "$*"
-}
-
-fail() {
-    echo "$program: $*" >&2
-    exit 1
-}
-
 misused() {
     echo "$program: $*; see $program --help" >&2
     exit 2
-}
-
-# need_package COMMAND PACKAGE: installs the Debian package that brings the command, unless it is there.
-need_package() {
-    ! command -v "$1" >/dev/null || return 0
-    command -v apt-get >/dev/null || fail "there is no $1 here, and no apt-get to install $2 with"
-    say "installing $2"
-    apt-get update -qq || say "apt-get update failed; trying with the package lists that are here"
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$2" >/dev/null || fail "apt-get could not install $2"
 }
 
 has_systemd() {
