@@ -1,1 +1,22 @@
-//! The harness of the end-to-end tests.
+//! The harness of the end-to-end tests: real masters, real supervisors, real containers.
+//!
+//! A test asks for a [`cluster::Cluster`] or a lone [`node::Node`], speaks HTTP to it as a user
+//! would, and gets the leak check afterwards whether it asked or not. A file here owns one noun;
+//! the claims themselves are in `tests/tests`, a file per behaviour.
+//!
+//! Containers need root. Without it every such test says aloud that it was skipped, and passes.
+
+#![forbid(unsafe_code)]
+
+pub mod cgroup;
+pub mod chromium;
+pub mod cluster;
+pub mod daemon;
+pub mod http;
+pub mod image;
+pub mod job;
+pub mod leaks;
+pub mod master;
+pub mod node;
+pub mod sandbox;
+pub mod wait;

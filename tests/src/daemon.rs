@@ -1,0 +1,172 @@
+//! One running berth binary: found, started on a free port, watched, stopped by its pid.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::http::Request;
+use crate::wait::until;
+
+/// How often another port is tried when somebody took ours between the look and the bind.
+const PORTS_TO_TRY: u32 = 5;
+
+/// Where a binary of this workspace was built: beside the folder of the test binaries.
+pub fn binary(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap_or_else(|error| panic!("cannot find the test binary: {error}"));
+    let profile = tests.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+    let binary = profile.join(name);
+    assert!(binary.is_file(), "{} is not there; run `cargo build --workspace` first", binary.display());
+    binary
+}
+
+/// A daemon that can be killed and started again on its own address.
+#[derive(Debug)]
+pub struct Daemon {
+    binary: PathBuf,
+    args: Vec<String>,
+    /// A shell's `ulimit -n` before the exec.
+    open_files: Option<u32>,
+    addr: SocketAddr,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Starts `name` with `--listen` and these arguments, and waits until it answers HTTP.
+    pub fn start(name: &str, args: Vec<String>, log: PathBuf, open_files: Option<u32>) -> Daemon {
+        let mut daemon = Daemon { binary: binary(name), args, open_files, addr: free_addr(), log, child: None };
+        for _ in 1..PORTS_TO_TRY {
+            match daemon.launch() {
+                Ok(()) => return daemon,
+                Err(_) if daemon.log().contains("in use") => daemon.addr = free_addr(),
+                Err(status) => panic!("{name} ended at once with {status}:\n{}", daemon.log()),
+            }
+        }
+        panic!("{name} found no free port:\n{}", daemon.log());
+    }
+
+    /// Starts it again, on the same address, after it was stopped or killed.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "{} still runs", self.binary.display());
+        if let Err(status) = self.launch() {
+            panic!("{} did not start again: {status}\n{}", self.binary.display(), self.log());
+        }
+    }
+
+    fn launch(&mut self) -> Result<(), ExitStatus> {
+        let log = File::options().create(true).append(true).open(&self.log);
+        let log = log.unwrap_or_else(|error| panic!("cannot open {}: {error}", self.log.display()));
+        let child = self.command().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("cannot start {}: {error}", self.binary.display()));
+        let up = until(format!("{} to answer at {}", self.binary.display(), self.addr), || {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Ok(Err(status));
+            }
+            Request::get("/").try_send(self.addr).map(|_| Ok(()))
+        });
+        self.child = up.is_ok().then_some(child);
+        up
+    }
+
+    fn command(&self) -> Command {
+        let listen = ["--listen".to_owned(), self.addr.to_string()];
+        let mut command = match self.open_files {
+            None => Command::new(&self.binary),
+            Some(limit) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\"")).arg(&self.binary);
+                shell
+            }
+        };
+        command.args(listen).args(&self.args);
+        command
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Whether it runs now.
+    pub fn is_up(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or_else(|| panic!("{} does not run", self.binary.display()), Child::id)
+    }
+
+    /// Asks it to stop (SIGTERM), and waits until it has; a clean stop exits with 0.
+    pub fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        signal(&child, Signal::TERM);
+        let status = until(format!("{} to stop after SIGTERM", self.binary.display()), || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            other => Err(other),
+        });
+        assert!(status.success(), "{} stopped with {status}:\n{}", self.binary.display(), self.log());
+    }
+
+    /// SIGKILL: no last word.
+    pub fn kill(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        signal(&child, Signal::KILL);
+        if let Err(error) = child.wait() {
+            panic!("cannot wait for {}: {error}", self.binary.display());
+        }
+    }
+
+    /// What it wrote on stderr, in all its lives.
+    pub fn log(&self) -> String {
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// How many files it has open.
+    pub fn open_fds(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
+    }
+
+    /// What each of its open files is, for the message of a failed test.
+    pub fn open_fd_names(&self) -> Vec<String> {
+        let Ok(fds) = fs::read_dir(format!("/proc/{}/fd", self.pid())) else { return Vec::new() };
+        let name = |fd: &Path| fs::read_link(fd).map(|target| target.display().to_string()).unwrap_or_default();
+        fds.flatten().map(|fd| name(&fd.path())).collect()
+    }
+
+    /// Its resident memory in KiB (proc(5), VmRSS).
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")).and_then(|kib| kib.trim().parse().ok());
+        kib.unwrap_or_else(|| panic!("no VmRSS in /proc/{}/status", self.pid()))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // ESRCH: it ended by itself, which the wait after this tells.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// An address nobody listens on. Below the ephemeral ports, so that no client's own port can take it.
+pub fn free_addr() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + (std::process::id() % 200) * 100;
+    let addr = |offset: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(first).unwrap_or(10_000) + offset));
+    std::iter::repeat_with(|| addr(NEXT.fetch_add(1, Ordering::Relaxed) % 2000))
+        .take(2000)
+        .find(|addr| TcpListener::bind(addr).is_ok())
+        .unwrap_or_else(|| panic!("no free port from {first} on"))
+}

@@ -1,0 +1,169 @@
+//! The leak check: what a test's daemons may have left on the machine, and its removal.
+//!
+//! Everything a test makes carries its sandbox's name: cgroups begin with it, mounts and command
+//! lines hold its folder. So what is left can be found without asking the daemons.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::sandbox::Sandbox;
+use crate::wait::{until, until_none};
+
+/// What belongs to one test.
+#[derive(Debug, Clone)]
+pub struct Footprint {
+    folder: String,
+    cgroup_prefix: String,
+}
+
+/// A process of the machine, as proc(5) shows it.
+#[derive(Clone)]
+pub struct Process {
+    /// Its id, as the host counts.
+    pub pid: u32,
+    /// Its command line, blanks between the arguments.
+    pub cmdline: String,
+    /// Its cgroups, as `/proc/<pid>/cgroup` says.
+    pub cgroup: String,
+}
+
+/// What was found.
+#[derive(Default)]
+pub struct Leaks {
+    cgroups: Vec<PathBuf>,
+    mounts: Vec<String>,
+    processes: Vec<Process>,
+}
+
+impl Footprint {
+    /// All that carries this sandbox's name.
+    pub fn of(sandbox: &Sandbox) -> Footprint {
+        Footprint { folder: format!("{}/", sandbox.dir().display()), cgroup_prefix: format!("{}-", sandbox.name()) }
+    }
+
+    /// What is there now.
+    pub fn look(&self) -> Leaks {
+        Leaks { cgroups: self.cgroups(), mounts: self.mounts(), processes: self.processes() }
+    }
+
+    /// Waits until nothing is left.
+    #[track_caller]
+    pub fn wait_until_gone(&self) {
+        until("every cgroup, mount and process of the test to be gone", || {
+            let leaks = self.look();
+            if leaks.is_empty() { Ok(()) } else { Err(leaks) }
+        });
+    }
+
+    /// The cgroups, in every hierarchy, parents first.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        collect_cgroups(Path::new("/sys/fs/cgroup"), &self.cgroup_prefix, false, &mut found);
+        found
+    }
+
+    /// The processes, daemons included.
+    pub fn processes(&self) -> Vec<Process> {
+        let ours = |process: &Process| {
+            process.cmdline.contains(&self.folder) || process.cgroup.contains(&format!("/{}", self.cgroup_prefix))
+        };
+        all_processes().into_iter().filter(ours).collect()
+    }
+
+    /// The process whose command line begins with `command`, once it is there: how a test finds a
+    /// payload from the host's side.
+    #[track_caller]
+    pub fn process(&self, command: &str) -> Process {
+        until(format!("a process {command:?}"), || {
+            let all = self.processes();
+            all.iter().find(|process| process.cmdline.starts_with(command)).cloned().ok_or(all)
+        })
+    }
+
+    /// Lines of any process's mountinfo that speak of the test's folder.
+    fn mounts(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for pid in all_pids() {
+            let mountinfo = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+            let ours = mountinfo.lines().filter(|line| line.contains(&self.folder));
+            found.extend(ours.map(|line| format!("pid {pid}: {line}")));
+        }
+        found
+    }
+
+    /// After a failed test: ends and removes what is left, so that the next one starts clean.
+    pub fn remove(&self) {
+        for process in self.processes() {
+            if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        until_none("killed processes to be gone", || self.processes());
+        for cgroup in self.cgroups().iter().rev() {
+            if let Err(error) = fs::remove_dir(cgroup) {
+                eprintln!("cannot remove {}: {error}", cgroup.display());
+            }
+        }
+    }
+}
+
+impl Leaks {
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.cgroups.is_empty() && self.mounts.is_empty() && self.processes.is_empty()
+    }
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.pid, self.cmdline)
+    }
+}
+
+impl fmt::Debug for Leaks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for cgroup in &self.cgroups {
+            writeln!(f, "  cgroup  {}", cgroup.display())?;
+        }
+        for mount in &self.mounts {
+            writeln!(f, "  mount   {mount}")?;
+        }
+        for process in &self.processes {
+            writeln!(f, "  process {process:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Every process the machine has, but those that ended while we looked.
+fn all_processes() -> Vec<Process> {
+    all_pids().into_iter().filter_map(process).collect()
+}
+
+fn process(pid: u32) -> Option<Process> {
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end().to_owned();
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    Some(Process { pid, cmdline, cgroup })
+}
+
+fn all_pids() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Below a folder that carries the prefix everything is ours, whatever its name.
+fn collect_cgroups(dir: &Path, prefix: &str, ours: bool, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    for folder in folders {
+        let ours = ours || folder.file_name().to_string_lossy().starts_with(prefix);
+        if ours {
+            found.push(folder.path());
+        }
+        collect_cgroups(&folder.path(), prefix, ours, found);
+    }
+}

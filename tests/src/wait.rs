@@ -1,0 +1,39 @@
+//! Waiting for a condition with a deadline: the only place that pauses.
+
+use std::fmt::{Debug, Display};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a test waits for anything. Generous: a slow machine is not a defect.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at.
+const GLANCE: Duration = Duration::from_millis(5);
+
+/// Looks until `look` finds what it wants, and returns it. Past the deadline it panics with what was
+/// wanted and what was seen last.
+#[track_caller]
+pub fn until<T, S: Debug>(wanted: impl Display, mut look: impl FnMut() -> Result<T, S>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(seen) if Instant::now() > deadline => {
+                panic!("waited {} s for {wanted}; last seen: {seen:#?}", PATIENCE.as_secs())
+            }
+            Err(_) => thread::sleep(GLANCE),
+        }
+    }
+}
+
+/// [`until`] nothing is left; a failure lists what is.
+#[track_caller]
+pub fn until_none<T: Debug>(wanted: impl Display, mut left: impl FnMut() -> Vec<T>) {
+    until(wanted, || Some(left()).filter(|left| !left.is_empty()).map_or(Ok(()), Err));
+}
+
+/// [`until`] for a condition that is true or not yet.
+#[track_caller]
+pub fn until_true(wanted: impl Display, mut look: impl FnMut() -> bool) {
+    until(wanted, || if look() { Ok(()) } else { Err("not yet") });
+}
