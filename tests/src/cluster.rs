@@ -55,7 +55,7 @@ impl Plan {
     }
 }
 
-/// A running cluster.
+/// A running cluster. Its sandbox is dropped last, when nothing runs in it any more.
 #[derive(Debug)]
 pub struct Cluster {
     /// The master.
@@ -116,22 +116,5 @@ impl Cluster {
             node.finish();
         }
         self.footprint().wait_until_gone();
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        eprintln!("--- stderr of the master:\n{}", self.master.log());
-        for node in &self.nodes {
-            eprintln!("--- stderr of node {}:\n{}", node.id(), node.log());
-        }
-        self.master.daemon().kill();
-        for node in &mut self.nodes {
-            node.kill_supervisor();
-        }
-        self.footprint().remove();
     }
 }

@@ -1,9 +1,10 @@
 //! One running berth binary: found, started on a free port, watched, stopped by its pid.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -148,9 +149,39 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
+    /// A failed test wants its last words.
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- stderr of {} at {}:\n{}", self.binary.display(), self.addr, self.log());
+        }
         self.kill();
     }
+}
+
+/// A command that ends by itself, or is ended when a test gives up on it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a command that must end by itself; one that does not is killed and fails the test. What it
+/// prints must fit a pipe's buffer.
+#[track_caller]
+pub fn run_to_end(command: &mut Command) -> Output {
+    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = Running(piped.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}")));
+    let status = until(format!("{command:?} to end"), || child.0.try_wait().ok().flatten().ok_or("it runs"));
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let out = child.0.stdout.take().map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut stdout));
+    let err = child.0.stderr.take().map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut stderr));
+    if let Err(error) = out.and(err) {
+        panic!("cannot read what {command:?} said: {error}");
+    }
+    Output { status, stdout, stderr }
 }
 
 fn signal(child: &Child, signal: Signal) {

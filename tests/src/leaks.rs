@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::sandbox::Sandbox;
-use crate::wait::{until, until_none};
+use crate::wait::{eventually, until};
 
 /// What belongs to one test.
 #[derive(Debug, Clone)]
@@ -94,19 +94,29 @@ impl Footprint {
         found
     }
 
-    /// After a failed test: ends and removes what is left, so that the next one starts clean.
+    /// After a failed test: ends and removes what is left, so that the next one starts clean. Never panics.
     pub fn remove(&self) {
-        for process in self.processes() {
-            if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
+        let removed = eventually(|| {
+            for process in self.processes() {
+                end(&process);
             }
-        }
-        until_none("killed processes to be gone", || self.processes());
-        for cgroup in self.cgroups().iter().rev() {
-            if let Err(error) = fs::remove_dir(cgroup) {
-                eprintln!("cannot remove {}: {error}", cgroup.display());
+            // Children first, again and again: a cgroup is busy for a while after its last process.
+            for cgroup in self.cgroups().iter().rev() {
+                let _ = fs::remove_dir(cgroup);
             }
+            let left = self.look();
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        });
+        if let Err(left) = removed {
+            eprintln!("could not be removed after the failed test:\n{left:?}");
         }
+    }
+}
+
+fn end(process: &Process) {
+    if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
+        // ESRCH: it was faster.
+        let _ = kill_process(pid, Signal::KILL);
     }
 }
 

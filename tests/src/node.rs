@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::daemon::{Daemon, binary};
+use crate::daemon::{Daemon, binary, run_to_end};
 use crate::http::{Request, Response};
 use crate::image;
 use crate::job::is_final;
@@ -94,9 +94,9 @@ impl Node {
         if !is_root() {
             return;
         }
-        let mut lone = LoneNode { node: None, sandbox: Sandbox::new() };
-        let node = lone.node.insert(Node::start(&lone.sandbox, 0, plan));
-        test(node);
+        let sandbox = Sandbox::new();
+        let mut node = Node::start(&sandbox, 0, plan);
+        test(&mut node);
         node.finish();
         node.footprint.wait_until_gone();
     }
@@ -269,24 +269,6 @@ impl Node {
     }
 }
 
-/// A node in a sandbox of its own: stops and removes everything even when the test panics.
-struct LoneNode {
-    node: Option<Node>,
-    sandbox: Sandbox,
-}
-
-impl Drop for LoneNode {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            if let Some(node) = &self.node {
-                eprintln!("--- stderr of node {}:\n{}", node.id, node.log());
-            }
-            self.node = None;
-            Footprint::of(&self.sandbox).remove();
-        }
-    }
-}
-
 /// The `--cgroup-root` of a node.
 pub fn cgroup_root(sandbox: &Sandbox, id: u32) -> String {
     format!("{}-node{id}", sandbox.name())
@@ -304,10 +286,7 @@ pub fn add_busybox(sandbox: &Sandbox, state_dir: &Path) {
 
 /// Runs `berth-supervisor` with these arguments to its end.
 pub fn supervisor(args: &[&str]) -> Output {
-    Command::new(binary(SUPERVISOR))
-        .args(args)
-        .output()
-        .unwrap_or_else(|error| panic!("cannot run {SUPERVISOR}: {error}"))
+    run_to_end(Command::new(binary(SUPERVISOR)).args(args))
 }
 
 /// `--token-file F`, the file written so that only root reads it.

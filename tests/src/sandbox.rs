@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::leaks::Footprint;
+
 /// A folder of its own for one test, on tmpfs where there is one; removed when dropped.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -48,7 +50,11 @@ impl Default for Sandbox {
 }
 
 impl Drop for Sandbox {
+    /// Dropped after the daemons that live in it. A test that failed may have left anything behind.
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            Footprint::of(self).remove();
+        }
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             eprintln!("cannot remove {}: {error}", self.dir.display());
         }

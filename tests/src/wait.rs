@@ -10,19 +10,24 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
 const GLANCE: Duration = Duration::from_millis(5);
 
-/// Looks until `look` finds what it wants, and returns it. Past the deadline it panics with what was
-/// wanted and what was seen last.
-#[track_caller]
-pub fn until<T, S: Debug>(wanted: impl Display, mut look: impl FnMut() -> Result<T, S>) -> T {
+/// Looks until `look` finds what it wants, or the deadline is past; then what was seen last.
+pub fn eventually<T, S>(mut look: impl FnMut() -> Result<T, S>) -> Result<T, S> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match look() {
-            Ok(found) => return found,
-            Err(seen) if Instant::now() > deadline => {
-                panic!("waited {} s for {wanted}; last seen: {seen:#?}", PATIENCE.as_secs())
-            }
-            Err(_) => thread::sleep(GLANCE),
+            Err(_) if Instant::now() < deadline => thread::sleep(GLANCE),
+            last => return last,
         }
+    }
+}
+
+/// Looks until `look` finds what it wants, and returns it. Past the deadline it panics with what was
+/// wanted and what was seen last.
+#[track_caller]
+pub fn until<T, S: Debug>(wanted: impl Display, look: impl FnMut() -> Result<T, S>) -> T {
+    match eventually(look) {
+        Ok(found) => found,
+        Err(seen) => panic!("waited {} s for {wanted}; last seen: {seen:#?}", PATIENCE.as_secs()),
     }
 }
 

@@ -1,0 +1,335 @@
+//! Clients that mean harm, or are merely broken: each is refused or dropped, memory stays flat, and
+//! others are answered meanwhile. Every attack is made on the master's gate and on the node's server.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tests::cluster::{Cluster, Plan};
+use tests::http::{Connection, Request, raw};
+use tests::job::{job, job_with};
+use tests::node::NodePlan;
+use tests::wait::{until, until_true};
+
+/// More resident memory than this an attack must not win, whatever it sends.
+const FLAT_KIB: u64 = 16 * 1024;
+
+/// A daemon under attack.
+struct Victim {
+    addr: SocketAddr,
+    /// A path it answers well.
+    path: &'static str,
+}
+
+impl Victim {
+    /// Everyone else is answered.
+    #[track_caller]
+    fn answers(&self) {
+        Request::get(self.path).accept("application/json").send(self.addr).expect(200);
+    }
+
+    fn connect(&self) -> Connection {
+        Connection::open(self.addr).unwrap_or_else(|error| panic!("connect to {}: {error}", self.addr))
+    }
+
+    /// A good request that keeps its connection.
+    fn request(&self) -> String {
+        format!("GET {} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\n\r\n", self.path, self.addr)
+    }
+}
+
+/// Runs the attack on the master and on a node: both answer after it, and neither has grown.
+fn against_both(attack: impl Fn(&Victim)) {
+    Cluster::small(|cluster| {
+        let victims = victims(cluster);
+        for victim in &victims {
+            victim.answers();
+        }
+        let before = [cluster.master.daemon().resident_kib(), cluster.node().daemon().resident_kib()];
+        for victim in &victims {
+            attack(victim);
+            victim.answers();
+        }
+        let after = [cluster.master.daemon().resident_kib(), cluster.node().daemon().resident_kib()];
+        for (before, after) in before.into_iter().zip(after) {
+            assert!(after < before + FLAT_KIB, "memory went from {before} to {after} KiB");
+        }
+    });
+}
+
+fn victims(cluster: &mut Cluster) -> [Victim; 2] {
+    [
+        Victim { addr: cluster.master.addr(), path: "/node/table" },
+        Victim { addr: cluster.node().addr(), path: "/resource" },
+    ]
+}
+
+/// Sends `piece` for ever; whether the server hung up or answered before `limit` bytes were out.
+fn flood(connection: &Connection, piece: &[u8], limit: usize) -> bool {
+    let mut sent = 0;
+    while sent < limit {
+        match connection.stream().write(piece) {
+            Ok(written) => sent += written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return true,
+        }
+    }
+    false
+}
+
+#[test]
+fn a_giant_content_length_is_refused_at_its_announcement() {
+    against_both(|victim| {
+        for length in ["1000000000000", "18446744073709551615", "4194305"] {
+            let request = format!("POST /x HTTP/1.1\r\nHost: {}\r\nContent-Length: {length}\r\n\r\nabc", victim.addr);
+            assert_eq!(raw(victim.addr, request.as_bytes()).map(|answer| answer.status), Some(413), "{length}");
+        }
+    });
+}
+
+#[test]
+fn an_endless_header_is_cut_off() {
+    against_both(|victim| {
+        for (start, piece) in [
+            ("GET / HTTP/1.1\r\nHost: x\r\n", "X-More: and more\r\n".repeat(100)),
+            ("GET / HTTP/1.1\r\nHost: x\r\nX-Long: ", "a".repeat(4096)),
+            ("GET /", "a".repeat(4096)),
+            ("", "A".repeat(4096)),
+            ("", "\r\n".repeat(2048)),
+        ] {
+            let mut connection = victim.connect();
+            connection.send(start.as_bytes()).expect("send");
+            assert!(flood(&connection, piece.as_bytes(), 64 << 20), "64 MiB of {start:?} were read");
+            victim.answers();
+        }
+    });
+}
+
+#[test]
+fn an_endless_chunked_body_is_cut_off() {
+    against_both(|victim| {
+        let head = format!("POST /x HTTP/1.1\r\nHost: {}\r\nTransfer-Encoding: chunked\r\n\r\n", victim.addr);
+        for piece in [
+            format!("1000\r\n{}\r\n", "a".repeat(4096)),
+            "1\r\na\r\n".repeat(500),
+            format!("1;{}\r\na\r\n", "x".repeat(3000)),
+        ] {
+            let mut connection = victim.connect();
+            connection.send(head.as_bytes()).expect("send");
+            assert!(flood(&connection, piece.as_bytes(), 64 << 20), "64 MiB of chunks were read");
+        }
+    });
+}
+
+#[test]
+fn heads_and_bodies_that_drip_are_dropped_and_cost_nobody_anything() {
+    Cluster::small(|cluster| {
+        let victims = victims(cluster);
+        let starts = [
+            "G",
+            "GET / HTTP/1.1\r\nHost: x\r\nX: ",
+            "POST /x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n",
+        ];
+        let mut dripping = Vec::new();
+        for (victim, start) in victims.iter().flat_map(|victim| starts.map(|start| (victim, start))) {
+            for _ in 0..20 {
+                let mut connection = victim.connect();
+                connection.send(start.as_bytes()).expect("send");
+                dripping.push(connection);
+            }
+        }
+        let mut last_drip = Instant::now();
+        until("every dripping client to be dropped", || {
+            if last_drip.elapsed() > Duration::from_millis(500) {
+                last_drip = Instant::now();
+                // What still takes a byte has not been hung up on.
+                dripping.retain(|connection| connection.stream().write_all(b"a").is_ok());
+                victims.iter().for_each(Victim::answers);
+            }
+            if dripping.is_empty() { Ok(()) } else { Err(dripping.len()) }
+        });
+    });
+}
+
+#[test]
+fn a_body_of_two_lengths_is_never_read_two_ways() {
+    against_both(|victim| {
+        let smuggled = victim.request();
+        let heads = [
+            "Content-Length: 4\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked\r\nContent-Length: 4",
+            "Content-Length: 4\r\nContent-Length: 0",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+            "Transfer-Encoding: xchunked",
+            "Transfer-Encoding : chunked",
+        ];
+        for head in heads {
+            let mut connection = victim.connect();
+            let request =
+                format!("POST {} HTTP/1.1\r\nHost: {}\r\n{head}\r\n\r\n0\r\n\r\n{smuggled}", victim.path, victim.addr);
+            connection.send(request.as_bytes()).expect("send");
+            let answers = String::from_utf8_lossy(&connection.rest().expect("answered and hung up on")).into_owned();
+            assert!(answers.starts_with("HTTP/1.1 400") || answers.starts_with("HTTP/1.1 501"), "{head}: {answers}");
+            assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{head}: the smuggled request was answered: {answers}");
+        }
+    });
+}
+
+#[test]
+fn five_seconds_of_pipelining_pile_nothing_up() {
+    against_both(|victim| {
+        let connection = victim.connect();
+        connection.stream().set_write_timeout(Some(Duration::from_millis(100))).expect("a time-out");
+        let requests = victim.request().repeat(50);
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end {
+            // A server that stops reading is right, and so is one that hangs up.
+            match connection.stream().write(requests.as_bytes()) {
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    victim.answers();
+                }
+                Err(_) => break,
+            }
+        }
+        victim.answers();
+    });
+}
+
+#[test]
+fn pipelined_requests_of_a_patient_client_are_answered_in_order() {
+    against_both(|victim| {
+        let mut connection = victim.connect();
+        let missing = format!("GET /missing HTTP/1.1\r\nHost: {}\r\n\r\n", victim.addr);
+        connection.send([victim.request(), missing, victim.request()].concat().as_bytes()).expect("send");
+        let statuses = [(); 3].map(|()| connection.response().map(|answer| answer.status).ok());
+        assert_eq!(statuses, [Some(200), Some(404), Some(200)]);
+    });
+}
+
+#[test]
+fn five_hundred_idle_keep_alive_clients_hold_up_nobody() {
+    against_both(|victim| {
+        let ask = |connection: &mut Connection| {
+            connection.send(victim.request().as_bytes()).expect("send");
+            connection.response().unwrap_or_else(|error| panic!("{}: {error}", victim.addr)).expect(200);
+        };
+        let mut idle: Vec<Connection> = (0..500).map(|_| victim.connect()).collect();
+        victim.answers();
+        idle.iter_mut().for_each(ask);
+        victim.answers();
+        idle.iter_mut().rev().for_each(ask);
+    });
+}
+
+#[test]
+fn a_burst_of_clients_is_answered_to_the_last() {
+    against_both(|victim| {
+        let ask = || {
+            let mut connection = victim.connect();
+            connection.send(victim.request().as_bytes()).expect("send");
+            let answer = connection.response().expect("an answer").expect(200);
+            // Kept open, as browsers do.
+            (connection, answer.status)
+        };
+        thread::scope(|scope| {
+            let burst: Vec<_> = (0..100).map(|_| scope.spawn(ask)).collect();
+            for client in burst {
+                client.join().expect("answered");
+            }
+        });
+    });
+}
+
+#[test]
+fn exhausted_file_descriptors_are_free_again() {
+    let mut plan = Plan::of_nodes([NodePlan { open_files: Some(128), ..NodePlan::default() }]);
+    plan.master.open_files = Some(128);
+    plan.run(|cluster| {
+        for victim in victims(cluster) {
+            let mut crowd: Vec<Connection> = (0..300).map(|_| victim.connect()).collect();
+            for connection in &mut crowd {
+                connection.send(b"GET ").expect("send");
+            }
+            // Nobody is promised an answer while every descriptor is taken; once they are free, all are.
+            drop(crowd);
+            until_true("an answer after the crowd has left", || {
+                Request::get(victim.path).try_send(victim.addr).is_ok_and(|answer| answer.status == 200)
+            });
+        }
+        assert_eq!(cluster.run(&job("echo still at work")).outcome(), "Finished");
+    });
+}
+
+#[test]
+fn clients_that_vanish_leave_no_descriptor_behind() {
+    Cluster::small(|cluster| {
+        let victims = victims(cluster);
+        let before = [cluster.master.daemon().open_fds(), cluster.node().daemon().open_fds()];
+        for victim in &victims {
+            for start in
+                ["", "GET / HT", &victim.request(), "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc"]
+            {
+                for _ in 0..50 {
+                    victim.connect().send(start.as_bytes()).expect("send");
+                }
+            }
+            victim.answers();
+        }
+        until("the descriptors of vanished clients to be closed", || {
+            let now = [cluster.master.daemon().open_fds(), cluster.node().daemon().open_fds()];
+            if now[0] <= before[0] && now[1] <= before[1] { Ok(()) } else { Err((before, now)) }
+        });
+    });
+}
+
+#[test]
+fn readers_who_never_read_cost_a_bounded_buffer() {
+    Cluster::small(|cluster| {
+        let ended = cluster.run(&job("yes 0123456789abcdef | head -c 30000000"));
+        let task = u64::try_from(ended.task_id).expect("a task");
+        let victims = victims(cluster);
+        let before = [cluster.master.daemon().resident_kib(), cluster.node().daemon().resident_kib()];
+        let paths =
+            [format!("/job/details/{}", ended.job_id), format!("/task/output?taskId={task}&stream=stdout&offset=0")];
+        let mut lazy = Vec::new();
+        for (victim, path) in victims.iter().zip(paths) {
+            for _ in 0..20 {
+                let mut connection = victim.connect();
+                connection
+                    .send(format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", victim.addr).as_bytes())
+                    .expect("send");
+                lazy.push(connection);
+            }
+            victim.answers();
+        }
+        let after = [cluster.master.daemon().resident_kib(), cluster.node().daemon().resident_kib()];
+        assert!(
+            after[0] < before[0] + 2 * FLAT_KIB && after[1] < before[1] + FLAT_KIB,
+            "{before:?} KiB became {after:?}"
+        );
+        drop(lazy);
+        victims.iter().for_each(Victim::answers);
+    });
+}
+
+#[test]
+fn jobs_run_while_the_master_is_under_attack() {
+    Cluster::small(|cluster| {
+        let victims = victims(cluster);
+        let mut crowd = Vec::new();
+        for victim in &victims {
+            for _ in 0..100 {
+                let mut connection = victim.connect();
+                connection.send(b"POST /job/create HTTP/1.1\r\nHost: x\r\nContent-Le").expect("send");
+                crowd.push(connection);
+            }
+        }
+        let jobs = cluster.master.submit_all(&vec![job_with("true", &[("resource.mem", json!(16))]); 10]);
+        for job in jobs {
+            assert_eq!(cluster.master.wait_final(job.job_id).outcome(), "Finished");
+        }
+    });
+}

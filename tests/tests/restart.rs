@@ -1,0 +1,101 @@
+//! A master that is stopped or killed forgets nothing it ever answered.
+
+use tests::cluster::{Cluster, Plan};
+use tests::job::{job, job_with};
+use tests::wait::until;
+
+use serde_json::json;
+
+#[test]
+fn jobs_and_their_numbers_survive_a_restart_and_pages_show_them() {
+    Cluster::small(|cluster| {
+        let ended = cluster.run(&job_with("echo remembered", &[("name", json!("an old job"))]));
+        cluster.master.daemon().stop();
+        cluster.master.daemon().restart();
+        assert_eq!(cluster.master.job(ended.job_id), ended);
+        assert!(cluster.master.page("/").contains("an old job"));
+        let page = cluster.master.page(&format!("/job/details/{}", ended.job_id));
+        assert!(page.contains("an old job") && page.contains("remembered"), "{page}");
+        assert_eq!(cluster.run(&job("true")).job_id, ended.job_id + 1);
+    });
+}
+
+#[test]
+fn a_job_that_was_answered_is_there_after_kill_9() {
+    Plan::without_nodes().run(|cluster| {
+        for _ in 0..3 {
+            let accepted = cluster.master.submit(&job("true"));
+            cluster.master.daemon().kill();
+            cluster.master.daemon().restart();
+            assert_eq!(cluster.master.job(accepted.job_id).status, "Pending[ ]");
+        }
+        let killed = cluster.master.job(1);
+        cluster.master.kill(killed.job_id).expect(200);
+        cluster.master.daemon().kill();
+        cluster.master.daemon().restart();
+        assert_eq!(cluster.master.job(killed.job_id).status, "Killed", "a kill that was answered is forgotten");
+    });
+}
+
+#[test]
+fn what_ended_while_the_master_was_down_is_known_after() {
+    Cluster::small(|cluster| {
+        let good = cluster.master.submit(&job("sleep 1; echo done"));
+        let bad = cluster.master.submit(&job("sleep 1; exit 6"));
+        cluster.master.wait_status(good.job_id, "Running");
+        cluster.master.wait_status(bad.job_id, "Running");
+        cluster.master.daemon().kill();
+        until("the tasks to end without a master", || {
+            let resource = cluster.nodes[0].get("/resource");
+            if resource["tasks"] == 0 { Ok(()) } else { Err(resource) }
+        });
+        cluster.master.daemon().restart();
+        assert_eq!(cluster.master.wait_final(good.job_id).outcome(), "Finished");
+        let bad = cluster.master.wait_final(bad.job_id);
+        assert_eq!((bad.outcome().as_str(), bad.attempt), ("Failed: exit code 6", 1));
+    });
+}
+
+#[test]
+fn pending_jobs_run_after_a_restart() {
+    Plan::of_nodes([tests::node::NodePlan::default().cpu(1)]).run(|cluster| {
+        let first = cluster.master.submit(&job("sleep 1000"));
+        cluster.master.wait_status(first.job_id, "Running");
+        let second = cluster.master.submit(&job("true"));
+        cluster.master.daemon().kill();
+        cluster.master.daemon().restart();
+        assert_eq!(cluster.master.wait_status(first.job_id, "Running").attempt, 1);
+        cluster.master.kill(first.job_id).expect(200);
+        assert_eq!(cluster.master.wait_final(second.job_id).outcome(), "Finished");
+        assert_eq!(cluster.master.wait_final(first.job_id).status, "Killed");
+    });
+}
+
+#[test]
+fn a_node_that_is_silent_for_a_moment_is_taken_up_again() {
+    Cluster::small(|cluster| {
+        let running = cluster.master.submit(&job("sleep 2; echo done"));
+        cluster.master.wait_status(running.job_id, "Running");
+        cluster.node().daemon().stop();
+        let meanwhile = cluster.master.submit(&job("true"));
+        cluster.node().restart();
+        assert_eq!(cluster.master.wait_final(running.job_id).outcome(), "Finished");
+        assert_eq!(cluster.master.wait_final(meanwhile.job_id).outcome(), "Finished");
+        cluster.master.wait_nodes_ready(1);
+    });
+}
+
+#[test]
+fn a_node_that_does_not_answer_is_shown_as_lost_with_what_was_seen() {
+    Cluster::small(|cluster| {
+        cluster.node().daemon().stop();
+        until("the node to be lost", || {
+            let node = cluster.master.nodes().remove(0);
+            let seen = node["why"].as_str().is_some_and(|why| !why.is_empty());
+            if node["state"] == "lost" && seen { Ok(()) } else { Err(node) }
+        });
+        assert!(cluster.master.page("/").contains("lost"));
+        cluster.node().restart();
+        cluster.master.wait_nodes_ready(1);
+    });
+}
