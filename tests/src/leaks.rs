@@ -177,3 +177,71 @@ fn collect_cgroups(dir: &Path, prefix: &str, ours: bool, found: &mut Vec<PathBuf
         collect_cgroups(&folder.path(), prefix, ours, found);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::sandbox::is_root;
+
+    #[test]
+    fn nothing_is_found_where_nothing_was_left() {
+        assert!(Footprint::of(&Sandbox::new()).look().is_empty());
+    }
+
+    #[test]
+    fn a_cgroup_that_was_left_is_found_in_any_hierarchy_and_removed() {
+        if !is_root() {
+            return;
+        }
+        let sandbox = Sandbox::new();
+        let footprint = Footprint::of(&sandbox);
+        let root = cgroup_hierarchy().join(format!("{}-node0", sandbox.name()));
+        fs::create_dir_all(root.join("t1-cont")).expect("make a cgroup");
+        assert_eq!(footprint.cgroups(), [root.clone(), root.join("t1-cont")]);
+        footprint.remove();
+        assert!(footprint.look().is_empty());
+    }
+
+    /// Any hierarchy in which a cgroup can be made: the mount itself on v2, a folder of it on v1.
+    fn cgroup_hierarchy() -> PathBuf {
+        let mount = PathBuf::from("/sys/fs/cgroup");
+        let hierarchies = ["unified", "pids", "memory"].map(|name| mount.join(name));
+        hierarchies.into_iter().find(|hierarchy| hierarchy.is_dir()).unwrap_or(mount)
+    }
+
+    #[test]
+    fn a_process_that_was_left_is_found_and_ended() {
+        let sandbox = Sandbox::new();
+        let footprint = Footprint::of(&sandbox);
+        let named = sandbox.dir().join("x");
+        let mut left = Command::new("/bin/sh")
+            .args(["-c", "read line", "sh"])
+            .arg(named)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("spawn");
+        assert_eq!(footprint.process("/bin/sh").pid, left.id());
+        end(&footprint.processes()[0]);
+        assert!(!left.wait().expect("wait").success());
+        footprint.wait_until_gone();
+    }
+
+    #[test]
+    fn a_mount_that_was_left_is_found() {
+        if !is_root() {
+            return;
+        }
+        let sandbox = Sandbox::new();
+        let folder = sandbox.folder("mounted");
+        let run = |command: &str, args: &[&str]| {
+            let status = Command::new(command).args(args).arg(&folder).status().expect("run");
+            assert!(status.success(), "{command}: {status}");
+        };
+        run("mount", &["-t", "tmpfs", "none"]);
+        let found = Footprint::of(&sandbox).look();
+        run("umount", &[]);
+        assert!(!found.mounts.is_empty());
+    }
+}
