@@ -4,8 +4,9 @@ use std::fmt::{Debug, Display};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a test waits for anything. Generous: a slow machine is not a defect.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a test waits for anything. Generous: a slow machine is not a defect. Longer than the
+/// longest time-out of the servers, which is a minute for a whole body.
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// How often a condition is looked at.
 const GLANCE: Duration = Duration::from_millis(5);

@@ -165,6 +165,37 @@ fn a_get_never_changes_anything_for_a_foreign_page() {
     });
 }
 
+#[test]
+fn no_answer_sends_a_browser_off_the_site() {
+    Plan::default().token(TOKEN).run(|cluster| {
+        let origin = format!("http://{}", cluster.master.addr());
+        let waiting = cluster.master.submit(&job("true"));
+        let kill = format!("/job/kill/{}", waiting.job_id);
+        for place in [
+            "https://evil.example/",
+            "//evil.example/",
+            "/\\evil.example",
+            "/\tevil",
+            "javascript:alert(1)",
+            "\r\nX: y",
+            "evil",
+        ] {
+            let forms = [
+                Request::post(&kill).form(&[("back", place)]).bearer(TOKEN),
+                Request::post("/login").form(&[("next", place), ("token", TOKEN)]),
+            ];
+            for form in forms {
+                let answer = form.browser().header("Origin", &origin).send(cluster.master.addr());
+                let sent_to = answer.header("location").unwrap_or("/").to_owned();
+                let local = sent_to.starts_with('/') && !sent_to.starts_with("//") && !sent_to.starts_with("/\\");
+                assert!(local && !sent_to.contains("evil"), "{place:?} led to {sent_to:?}: {answer:?}");
+                assert!(answer.header("x").is_none(), "{place:?} wrote a header: {answer:?}");
+            }
+        }
+        cluster.master.wait_final(waiting.job_id);
+    });
+}
+
 /// Runs a daemon that must refuse to start; its last words.
 fn refuses_to_start(sandbox: &Sandbox, name: &str, flags: &[&str]) -> String {
     let state_dir = sandbox.folder("state");

@@ -151,12 +151,12 @@ fn a_supervisor_that_is_asked_to_stop_leaves_its_tasks_alone() {
 
 /// A hundred jobs of three kinds, submitted and seen to run.
 fn hundred_running_jobs(cluster: &Cluster) -> Vec<Job> {
-    let command = |n: u32| format!("echo once; sleep {}; exit {}", 3 + n % 3, n % 2 * 7);
+    let command = |n: u32| format!("echo once; sleep {}; exit {}", 5 + n % 3, n % 2 * 7);
     let jobs: Vec<Value> = (0..100).map(|n| small(&command(n))).collect();
     let jobs = cluster.master.submit_all(&jobs);
     until("most of the jobs to run", || {
         let resource = cluster.nodes[0].get("/resource");
-        if resource["tasks"].as_u64() >= Some(60) { Ok(()) } else { Err(resource["tasks"].clone()) }
+        if resource["tasks"].as_u64() >= Some(50) { Ok(()) } else { Err(resource["tasks"].clone()) }
     });
     jobs
 }
