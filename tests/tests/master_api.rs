@@ -196,6 +196,23 @@ fn details_hold_the_job_and_its_three_logs() {
 }
 
 #[test]
+fn the_whole_of_a_log_is_given_byte_for_byte_and_never_as_a_page() {
+    Cluster::small(|cluster| {
+        let ended = cluster.run(&job("printf '<b>\\000\\377\\n'; yes | head -c 5000000; echo '<i>' >&2"));
+        let whole = |log: &str| {
+            let path = format!("/job/output/{}/{log}", ended.job_id);
+            let answer = cluster.master.send(Request::get(&path).browser()).expect(200);
+            assert!(answer.header("content-type").is_some_and(|mime| mime.starts_with("text/plain")), "{answer:?}");
+            assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{answer:?}");
+            answer.body
+        };
+        let stdout = whole("stdout");
+        assert_eq!((stdout.len(), &stdout[..8]), (5_000_006, &b"<b>\0\xff\ny\n"[..]));
+        assert_eq!(whole("stderr"), b"<i>\n");
+    });
+}
+
+#[test]
 fn home_holds_both_tables_and_the_forms() {
     Cluster::small(|cluster| {
         let ended = cluster.run(&job_with("true", &[("name", json!("a telling name"))]));
