@@ -13,6 +13,8 @@
 //! hard one in force ends the launch where CAP_SYS_RESOURCE is missing; `aufs:` is no longer known.
 
 mod command;
+#[cfg(test)]
+mod read_back;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -186,9 +188,6 @@ pub enum LxcConfigError {
         /// What it should look like.
         wanted: &'static str,
     },
-    /// A key no container can do without.
-    #[error("cannot read the config: it has no {0}")]
-    Missing(&'static str),
 }
 
 impl ContainerConfig {

@@ -1,4 +1,4 @@
-//! A command line as the value of `lxc.execute.cmd`, and back.
+//! A command line as the value of `lxc.execute.cmd`.
 //!
 //! lxc-execute splits the value at blanks; a word may stand in one kind of quotes, and nothing escapes them.
 //! Most commands fit into one such word. One with both kinds of quotes, or a control character, is handed to the same
@@ -9,10 +9,10 @@
 
 use std::fmt::Write as _;
 
-const SHELL: &str = "/bin/sh -c ";
+pub(super) const SHELL: &str = "/bin/sh -c ";
 /// The dot keeps command substitution from eating trailing newlines.
-const ENCODED_HEAD: &str = "c=$(printf %b. \"";
-const ENCODED_TAIL: &str = "\"); exec /bin/sh -c \"${c%.}\"";
+pub(super) const ENCODED_HEAD: &str = "c=$(printf %b. \"";
+pub(super) const ENCODED_TAIL: &str = "\"); exec /bin/sh -c \"${c%.}\"";
 
 /// The value that makes lxc-execute run `/bin/sh -c <command>`.
 pub(super) fn encode(command: &str) -> String {
@@ -22,17 +22,6 @@ pub(super) fn encode(command: &str) -> String {
         (true, false, _) => format!("{SHELL}\"{command}\""),
         (true, true, false) => format!("{SHELL}'{command}'"),
         _ => format!("{SHELL}'{ENCODED_HEAD}{}{ENCODED_TAIL}'", escape(command)),
-    }
-}
-
-/// The command line in a value that [`encode`] made.
-pub(super) fn decode(value: &str) -> Option<String> {
-    let word = value.strip_prefix(SHELL)?;
-    let quote = word.chars().next().filter(|quote| matches!(quote, '"' | '\''))?;
-    let word = word.strip_prefix(quote)?.strip_suffix(quote).filter(|inner| !inner.contains(quote))?;
-    match word.strip_prefix(ENCODED_HEAD) {
-        Some(rest) => unescape(rest.strip_suffix(ENCODED_TAIL)?),
-        None => Some(word.to_owned()),
     }
 }
 
@@ -53,20 +42,4 @@ fn escape(text: &str) -> String {
         }
     }
     out
-}
-
-fn unescape(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once('\\') {
-        bytes.extend_from_slice(before.as_bytes());
-        let (byte, len) = match after.strip_prefix('0') {
-            Some(digits) => (u8::from_str_radix(digits.get(..3)?, 8).ok()?, 4),
-            None => (after.strip_prefix('n').map(|_| b'\n')?, 1),
-        };
-        bytes.push(byte);
-        rest = &after[len..];
-    }
-    bytes.extend_from_slice(rest.as_bytes());
-    String::from_utf8(bytes).ok()
 }

@@ -1,31 +1,15 @@
-//! LXC config read back: the whole of a container's, and the little an image may bring.
+//! LXC config as it is read: the little an image may bring.
 //!
 //! The names of LXC 1 and 2 (`lxc.utsname`, `lxc.tty`, `lxc.network.type`...) are understood as
 //! lxc-update-config(1) translates them. Nothing unknown is skipped: a key that cannot be applied is refused by name.
 
-use std::path::PathBuf;
-
-use super::{
-    CgroupSetting, CgroupVersion, ContainerConfig, ImageConfig, LxcConfigError, MountEntry, Network, Rlimit, Rootfs,
-    UnionDriver, command,
-};
+use super::{ImageConfig, LxcConfigError, MountEntry, Rlimit};
 
 /// One `key = value`, the key in today's spelling.
 pub(super) struct Setting {
     line: usize,
     pub(super) key: String,
-    value: String,
-}
-
-impl ContainerConfig {
-    /// Reads what [`ContainerConfig::to_lxc`] wrote.
-    pub fn from_lxc(text: &str) -> Result<ContainerConfig, LxcConfigError> {
-        let mut draft = Draft::default();
-        for setting in settings(text)? {
-            draft.take(&setting)?;
-        }
-        draft.finish()
-    }
+    pub(super) value: String,
 }
 
 impl ImageConfig {
@@ -73,75 +57,6 @@ impl ImageConfig {
         self.rlimits.retain(|earlier| earlier.name != limit.name);
         self.rlimits.push(limit);
         Ok(())
-    }
-}
-
-/// A container's config while it is read.
-#[derive(Default)]
-struct Draft {
-    uts_name: Option<String>,
-    rootfs: Option<Rootfs>,
-    mounts: Vec<MountEntry>,
-    mount_auto: Vec<String>,
-    network: Network,
-    cap_keep: Vec<String>,
-    no_new_privs: bool,
-    rlimits: Vec<Rlimit>,
-    cgroup: Vec<CgroupSetting>,
-    environment: Vec<(String, String)>,
-    init_cwd: Option<String>,
-    command_line: Option<String>,
-    seccomp_profile: Option<PathBuf>,
-}
-
-impl Draft {
-    fn take(&mut self, setting: &Setting) -> Result<(), LxcConfigError> {
-        if is_settled(setting)? {
-            return Ok(());
-        }
-        match setting.key.as_str() {
-            "lxc.uts.name" => self.uts_name = Some(setting.value.clone()),
-            "lxc.rootfs.path" => self.rootfs = Some(setting.rootfs()?),
-            "lxc.mount.entry" => collect(&mut self.mounts, setting, Setting::mount_entry)?,
-            "lxc.mount.auto" => extend_words(&mut self.mount_auto, setting),
-            "lxc.net.0.type" => self.network = setting.network()?,
-            "lxc.cap.keep" => keep_words(&mut self.cap_keep, setting),
-            "lxc.no_new_privs" => self.no_new_privs = setting.flag()?,
-            "lxc.environment" => collect(&mut self.environment, setting, Setting::environment)?,
-            "lxc.init.cwd" => self.init_cwd = Some(setting.value.clone()),
-            "lxc.execute.cmd" => self.command_line = Some(setting.command_line()?),
-            "lxc.seccomp.profile" => self.seccomp_profile = Some(PathBuf::from(&setting.value)),
-            _ => self.take_limit(setting)?,
-        }
-        Ok(())
-    }
-
-    fn take_limit(&mut self, setting: &Setting) -> Result<(), LxcConfigError> {
-        match (setting.rlimit()?, setting.cgroup()) {
-            (Some(limit), _) => self.rlimits.push(limit),
-            (None, Some(cgroup)) => self.cgroup.push(cgroup),
-            (None, None) => setting.refuse("it is not a key berth writes")?,
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<ContainerConfig, LxcConfigError> {
-        use LxcConfigError::Missing;
-        Ok(ContainerConfig {
-            uts_name: self.uts_name.ok_or(Missing("lxc.uts.name"))?,
-            rootfs: self.rootfs.ok_or(Missing("lxc.rootfs.path"))?,
-            mounts: self.mounts,
-            mount_auto: self.mount_auto,
-            network: self.network,
-            cap_keep: self.cap_keep,
-            no_new_privs: self.no_new_privs,
-            rlimits: self.rlimits,
-            cgroup: self.cgroup,
-            environment: self.environment,
-            init_cwd: self.init_cwd.ok_or(Missing("lxc.init.cwd"))?,
-            command_line: self.command_line.ok_or(Missing("lxc.execute.cmd"))?,
-            seccomp_profile: self.seccomp_profile,
-        })
     }
 }
 
@@ -230,7 +145,7 @@ fn modern_network_key(rest: &str, networks: &mut LegacyNetworks) -> String {
 
 /// Whether a setting asks for what every container has anyway. A number of terminals or ptys says how
 /// many there may be at most, so any is met.
-fn is_settled(setting: &Setting) -> Result<bool, LxcConfigError> {
+pub(super) fn is_settled(setting: &Setting) -> Result<bool, LxcConfigError> {
     match setting.key.as_str() {
         "lxc.autodev" => match setting.flag()? {
             true => Ok(true),
@@ -260,7 +175,7 @@ fn why_not_from_an_image(key: &str) -> &'static str {
 }
 
 /// Adds what the setting holds. As everywhere in LXC, an empty value forgets what was set so far.
-fn collect<T>(
+pub(super) fn collect<T>(
     list: &mut Vec<T>,
     setting: &Setting,
     read: fn(&Setting) -> Result<T, LxcConfigError>,
@@ -273,7 +188,7 @@ fn collect<T>(
     Ok(())
 }
 
-fn extend_words(list: &mut Vec<String>, setting: &Setting) {
+pub(super) fn extend_words(list: &mut Vec<String>, setting: &Setting) {
     if setting.value.is_empty() {
         list.clear();
     }
@@ -281,7 +196,7 @@ fn extend_words(list: &mut Vec<String>, setting: &Setting) {
 }
 
 /// In a list of what is kept, `none` forgets what stood before it.
-fn keep_words(list: &mut Vec<String>, setting: &Setting) {
+pub(super) fn keep_words(list: &mut Vec<String>, setting: &Setting) {
     for word in setting.value.split_whitespace() {
         if word == "none" {
             list.clear();
@@ -292,15 +207,15 @@ fn keep_words(list: &mut Vec<String>, setting: &Setting) {
 }
 
 impl Setting {
-    fn refuse(&self, why: &'static str) -> Result<(), LxcConfigError> {
+    pub(super) fn refuse(&self, why: &'static str) -> Result<(), LxcConfigError> {
         Err(LxcConfigError::Refused { line: self.line, key: self.key.clone(), why })
     }
 
-    fn bad(&self, wanted: &'static str) -> LxcConfigError {
+    pub(super) fn bad(&self, wanted: &'static str) -> LxcConfigError {
         LxcConfigError::BadValue { line: self.line, key: self.key.clone(), value: self.value.clone(), wanted }
     }
 
-    fn flag(&self) -> Result<bool, LxcConfigError> {
+    pub(super) fn flag(&self) -> Result<bool, LxcConfigError> {
         match self.value.as_str() {
             "0" => Ok(false),
             "1" => Ok(true),
@@ -308,18 +223,7 @@ impl Setting {
         }
     }
 
-    fn network(&self) -> Result<Network, LxcConfigError> {
-        [Network::None, Network::Host]
-            .into_iter()
-            .find(|network| network.as_str() == self.value)
-            .ok_or_else(|| self.bad("empty (only lo) or none (the host's)"))
-    }
-
-    fn command_line(&self) -> Result<String, LxcConfigError> {
-        command::decode(&self.value).ok_or_else(|| self.bad("/bin/sh -c and one word in quotes"))
-    }
-
-    fn environment(&self) -> Result<(String, String), LxcConfigError> {
+    pub(super) fn environment(&self) -> Result<(String, String), LxcConfigError> {
         self.value
             .split_once('=')
             .filter(|(name, _)| !name.is_empty())
@@ -327,20 +231,7 @@ impl Setting {
             .ok_or_else(|| self.bad("of the form NAME=value"))
     }
 
-    fn rootfs(&self) -> Result<Rootfs, LxcConfigError> {
-        let bad = || self.bad("overlay:<lower>...:<upper> or aufs:<lower>...:<upper>");
-        let (driver, layers) = self.value.split_once(':').ok_or_else(bad)?;
-        let driver = match driver {
-            "overlay" | "overlayfs" => UnionDriver::Overlay,
-            "aufs" => UnionDriver::Aufs,
-            _ => return Err(bad()),
-        };
-        let mut lowerdirs: Vec<PathBuf> = layers.split(':').map(PathBuf::from).collect();
-        let upperdir = lowerdirs.pop().filter(|_| !lowerdirs.is_empty()).ok_or_else(bad)?;
-        Ok(Rootfs { driver, lowerdirs, upperdir })
-    }
-
-    fn mount_entry(&self) -> Result<MountEntry, LxcConfigError> {
+    pub(super) fn mount_entry(&self) -> Result<MountEntry, LxcConfigError> {
         let fields: Vec<String> = self.value.split_ascii_whitespace().map(unescape_fstab).collect();
         let [source, target, fstype, options, ..] = fields.as_slice() else {
             return Err(self.bad("of the form source target type options"));
@@ -366,7 +257,7 @@ impl Setting {
     }
 
     /// The limit, if the key is one's.
-    fn rlimit(&self) -> Result<Option<Rlimit>, LxcConfigError> {
+    pub(super) fn rlimit(&self) -> Result<Option<Rlimit>, LxcConfigError> {
         let Some(name) = self.key.strip_prefix("lxc.prlimit.") else { return Ok(None) };
         let bad = || self.bad("a number, unlimited, or two of them as soft:hard");
         let number = |text: &str| match text {
@@ -375,13 +266,6 @@ impl Setting {
         };
         let (soft, hard) = self.value.split_once(':').unwrap_or((&self.value, &self.value));
         Ok(Some(Rlimit { name: name.to_owned(), soft: number(soft)?, hard: number(hard)? }))
-    }
-
-    fn cgroup(&self) -> Option<CgroupSetting> {
-        [CgroupVersion::V1, CgroupVersion::V2].into_iter().find_map(|version| {
-            let key = self.key.strip_prefix(version.prefix())?.to_owned();
-            Some(CgroupSetting { version, key, value: self.value.clone() })
-        })
     }
 }
 
