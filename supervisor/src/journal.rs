@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use wire::task::{TaskReport, TaskRequest};
 use wire::{BootId, EventNumber, TaskId};
@@ -23,6 +25,9 @@ pub const MAX_UNSYNCED: u64 = 1_000;
 
 /// A journal smaller than this is not worth compacting.
 const SMALL: u64 = 1 << 20;
+
+/// Room is reserved in steps of this, so that few records need a system call for it.
+const RESERVE_STEP: u64 = 64 << 10;
 
 /// How many times its last compacted size it may grow to.
 const GROWTH: u64 = 4;
@@ -149,6 +154,8 @@ pub struct Journal {
     len: u64,
     /// Whether half a line may stand behind them.
     torn: bool,
+    /// Up to where the disk is known to have room.
+    reserved: u64,
     /// Length after the last compaction.
     compacted_len: u64,
     /// Lines appended since it was opened.
@@ -178,19 +185,39 @@ impl Journal {
             log::warn!("the journal {} ended in a torn line of {} bytes, cut off", path.display(), bytes.len() - whole);
             file.set_len(len).map_err(open)?;
         }
-        let journal =
-            Journal { file, path: path.to_owned(), len, torn: false, compacted_len: len, appended: 0, synced: 0 };
+        let journal = Journal {
+            file,
+            path: path.to_owned(),
+            len,
+            torn: false,
+            reserved: 0,
+            compacted_len: len,
+            appended: 0,
+            synced: 0,
+        };
         Ok((journal, records))
     }
 
     /// Appends one record. On an error the file is as it was: a full disk leaves no half line.
     pub fn append(&mut self, record: &Record) -> Result<(), JournalError> {
+        let line = line_of(record).map_err(|cause| self.write_error(cause))?;
+        self.append_line(&line)
+    }
+
+    /// Appends one record, and only if `room` more bytes can still be appended however full the disk gets: who
+    /// takes a task on must be able to write down its end, or its folder could never be removed.
+    pub fn append_and_reserve(&mut self, record: &Record, room: u64) -> Result<(), JournalError> {
+        let line = line_of(record).map_err(|cause| self.write_error(cause))?;
+        self.reserve(line.len() as u64 + room).map_err(|cause| self.write_error(cause))?;
+        self.append_line(&line)
+    }
+
+    fn append_line(&mut self, line: &[u8]) -> Result<(), JournalError> {
         if self.appended - self.synced >= MAX_UNSYNCED {
             self.sync()?;
         }
-        let line = line_of(record).map_err(|cause| self.write_error(cause))?;
         self.cut_off_torn_line().map_err(|cause| self.write_error(cause))?;
-        if let Err(cause) = self.file.write_all(&line) {
+        if let Err(cause) = self.file.write_all(line) {
             self.torn = true;
             // Should that fail as well, the next append begins with it.
             let _ = self.cut_off_torn_line();
@@ -204,9 +231,27 @@ impl Journal {
     fn cut_off_torn_line(&mut self) -> io::Result<()> {
         if self.torn {
             self.file.set_len(self.len)?;
-            self.torn = false;
+            // Cutting gives back what was reserved behind the cut.
+            (self.torn, self.reserved) = (false, self.len);
         }
         Ok(())
+    }
+
+    /// Room on the disk behind the records (fallocate(2)).
+    fn reserve(&mut self, bytes: u64) -> io::Result<()> {
+        let wanted = self.len + bytes;
+        if wanted <= self.reserved {
+            return Ok(());
+        }
+        let end = wanted + RESERVE_STEP;
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, end) {
+            // A filesystem that cannot reserve is no reason not to work.
+            Ok(()) | Err(Errno::OPNOTSUPP) => {
+                self.reserved = end;
+                Ok(())
+            }
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Whether lines wait for a sync.
@@ -250,7 +295,7 @@ impl Journal {
         // far as it was; only then may its later lines count as safe.
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|cause| self.sync_error(cause))?;
-        (self.file, self.len, self.torn, self.compacted_len) = (file, len, false, len);
+        (self.file, self.len, self.torn, self.reserved, self.compacted_len) = (file, len, false, 0, len);
         self.synced = self.appended;
         Ok(())
     }
@@ -261,7 +306,7 @@ impl Journal {
         let mut options = OpenOptions::new();
         let options = if fail { options.read(true) } else { options.append(true) };
         if let Ok(file) = options.open(&self.path) {
-            self.file = file;
+            (self.file, self.reserved) = (file, 0);
         }
     }
 
@@ -433,6 +478,18 @@ mod tests {
         journal.fail_writes(false);
         journal.append(&ended(3)).unwrap();
         assert_eq!(Journal::open(&scratch.join("journal")).unwrap().1, [ended(1), ended(3)]);
+    }
+
+    #[test]
+    fn reserved_room_is_no_part_of_the_file() {
+        let scratch = Scratch::new("reserve");
+        let (mut journal, _) = Journal::open(&scratch.join("journal")).unwrap();
+        journal.append_and_reserve(&ended(1), 10_000).unwrap();
+        let metadata = std::fs::metadata(scratch.join("journal")).unwrap();
+        assert_eq!(metadata.len(), journal.len);
+        assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 >= 10_000);
+        journal.append(&ended(2)).unwrap();
+        assert_eq!(Journal::open(&scratch.join("journal")).unwrap().1, [ended(1), ended(2)]);
     }
 
     #[test]

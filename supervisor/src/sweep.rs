@@ -19,8 +19,10 @@ const LINGER: Duration = Duration::from_millis(50);
 /// The first and the longest pause before a folder that resisted is tried again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// The most folders one sweep removes: what was written meanwhile waits for its end to be synced.
+const MAX_FOLDERS: usize = 256;
 /// The sweeper gives way to tasks and launches.
-const NICENESS: i32 = 10;
+const NICENESS: i32 = 5;
 
 /// The child's exit status.
 const DONE: i32 = 0;
@@ -93,12 +95,11 @@ impl Sweeper {
     }
 
     fn take_folders(&mut self, now: Instant) -> Vec<PathBuf> {
-        let mut folders = std::mem::take(&mut self.waiting);
         if self.resisting.again.is_some_and(|again| again <= now) {
             self.resisting.again = None;
-            folders.append(&mut self.resisting.folders);
+            self.waiting.append(&mut self.resisting.folders);
         }
-        folders.into_iter().collect()
+        std::iter::from_fn(|| self.waiting.pop_first()).take(MAX_FOLDERS).collect()
     }
 
     fn start(&mut self, folders: Vec<PathBuf>, journal: &Journal, watcher: &Watcher) -> io::Result<()> {
@@ -204,6 +205,14 @@ mod tests {
         assert_eq!(sweeper.next_deadline(), Some(now + LINGER));
         sweeper.add(vec!["/cont/a".into()]);
         assert_eq!(sweeper.take_folders(now), [PathBuf::from("/cont/a"), PathBuf::from("/cont/b")]);
+    }
+
+    #[test]
+    fn a_sweep_is_bounded_and_the_rest_is_the_next_ones() {
+        let mut sweeper = Sweeper::default();
+        sweeper.add((0..MAX_FOLDERS + 1).map(|number| PathBuf::from(format!("/cont/{number}"))).collect());
+        assert_eq!(sweeper.take_folders(Instant::now()).len(), MAX_FOLDERS);
+        assert_eq!(sweeper.take_folders(Instant::now()).len(), 1);
     }
 
     #[test]

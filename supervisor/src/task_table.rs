@@ -20,6 +20,9 @@ use crate::task::{Action, Change, Event, Now, Phase, Start, Task};
 /// How many ended tasks are remembered for masters that never ask.
 pub const MAX_ENDED: usize = 10_000;
 
+/// What the lines behind an accepted one take at most: launched, started, killed, ended.
+const BYTES_A_TASK: u64 = 2 << 10;
+
 /// How long after a failed write the journal is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -194,7 +197,7 @@ impl TaskTable {
         self.check_journal()?;
         self.check_room(&spec)?;
         let (id, event) = (TaskId(self.last_task.0 + 1), EventNumber(self.last_event.0 + 1));
-        self.append(&Record::Accepted { task: id, event, request: Box::new(request) })
+        self.write_accepted(&Record::Accepted { task: id, event, request: Box::new(request) })
             .map_err(|cause| Refusal::new(RefusalCode::Busy, cause))?;
         (self.last_task, self.last_event) = (id, event);
         self.insert(Task::accept(id, origin, spec), event, self.eras.len().saturating_sub(1));
@@ -212,6 +215,12 @@ impl TaskTable {
             asked.cpu, asked.mem_mib, free.cpu, free.mem_mib
         );
         Err(Refusal::new(RefusalCode::NoRoom, message))
+    }
+
+    /// The room for its end is taken together with the task.
+    fn write_accepted(&mut self, record: &Record) -> Result<(), String> {
+        let room = (self.living.len() as u64 + 1) * BYTES_A_TASK;
+        self.journal.append_and_reserve(record, room).map_err(|error| self.note(error))
     }
 
     fn check_journal(&self) -> Result<(), Refusal> {
