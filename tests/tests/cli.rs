@@ -215,6 +215,9 @@ fn entry(archive: &mut tar::Builder<File>, name: &str, kind: tar::EntryType, lin
     header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
     header.set_entry_type(kind);
     header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1_700_000_000);
     header.set_size(content.len() as u64);
     header.set_cksum();
     archive.append(&header, content).expect("append");
