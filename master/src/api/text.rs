@@ -208,7 +208,7 @@ mod tests {
     fn columns_are_aligned_and_a_jobs_number_comes_first() {
         let table = job_table(&[named(1000, "long name"), named(7, "a")]);
         expect_test::expect![[r#"
-            JOB   STATUS     NODE  TASK  CPU  MEM  IMAGE    NAME       REASON  COMMAND
+            JOB   STATUS      NODE  TASK  CPU  MEM  IMAGE    NAME       REASON  COMMAND
             1000  Pending[ ]  -     -     x1   64   busybox  long name  -       sleep 5
             7     Pending[ ]  -     -     x1   64   busybox  a          -       sleep 5
         "#]]
