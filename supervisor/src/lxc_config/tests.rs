@@ -109,7 +109,7 @@ fn every_command_line_stays_on_one_line_and_reads_back() {
     for command in commands {
         let value = command::encode(command);
         assert!(!value.contains(char::is_control), "{value:?}");
-        assert_eq!(super::read_back::decode(&value).as_deref(), Some(command));
+        assert_eq!(read_back::decode(&value).as_deref(), Some(command));
     }
 }
 
@@ -118,7 +118,7 @@ fn what_no_writer_wrote_is_not_taken_for_a_command() {
     for value in
         ["", "/bin/sh", "/bin/sh -c x", "/bin/sh -c \"a\" \"b\"", "/bin/sh -c \"a", "/sbin/init", "/bin/sh -c \""]
     {
-        assert_eq!(super::read_back::decode(value), None, "{value:?}");
+        assert_eq!(read_back::decode(value), None, "{value:?}");
     }
 }
 
