@@ -9,7 +9,7 @@ use std::time::Instant;
 use wire::access::{Access, Token, TokenError};
 use wire::http::{ConnectionId, Request};
 use wire::node::{Refusal, RefusalCode};
-use wire::{BootId, TaskId};
+use wire::{BootId, InstanceId, TaskId};
 
 use crate::adopt;
 use crate::cgroup::{CgroupError, Layout};
@@ -110,9 +110,10 @@ impl Supervisor {
             union: launch::choose_union(config.union, &config.state_dir)?,
         };
         let launcher = Launcher::new(&settings)?;
-        let layout = Layout::prepare(&config.cgroup_root)?;
-        let node = this_node(config, &settings, state_dir, &boot, &layout)?;
         let (journal, records) = Journal::open(&state_dir.journal())?;
+        let instance = if records.is_empty() { state_dir.new_instance()? } else { state_dir.instance()? };
+        let layout = Layout::prepare(&config.cgroup_root)?;
+        let node = this_node(config, &settings, instance, &boot, &layout);
         let mut history = History::replay(records);
         history.skip_what_a_power_cut_may_have_taken(&boot);
         let era_is_new = history.begin_era(Era { boot: boot.clone(), bases: layout.bases() });
@@ -309,16 +310,10 @@ fn begin_journal(table: &mut TaskTable, era_is_new: bool) -> Result<(), ServeErr
     }
 }
 
-fn this_node(
-    config: &NodeConfig,
-    settings: &Settings,
-    state_dir: &StateDir,
-    boot: &BootId,
-    layout: &Layout,
-) -> Result<Node, ServeError> {
-    Ok(Node {
+fn this_node(config: &NodeConfig, settings: &Settings, instance: InstanceId, boot: &BootId, layout: &Layout) -> Node {
+    Node {
         id: config.id,
-        instance: state_dir.instance()?,
+        instance,
         boot: boot.clone(),
         total: Share { cpu: config.cpu, mem_mib: config.mem_mib },
         cpus: config.cpus.clone(),
@@ -327,5 +322,5 @@ fn this_node(
         kernel: node::kernel(),
         cgroups: layout.kind().to_string(),
         union: settings.union.as_str().to_owned(),
-    })
+    }
 }

@@ -62,19 +62,24 @@ impl StateDir {
         self.path.join("journal")
     }
 
-    /// Who this state dir is: read, or on the first start drawn by lot and kept.
+    /// Who this state dir is: read, or if nobody has asked before, drawn by lot and kept.
     pub fn instance(&self) -> Result<InstanceId, StateDirError> {
         let path = self.path.join("instance");
         match std::fs::read_to_string(&path) {
             Ok(text) if is_instance(text.trim()) => Ok(InstanceId(text.trim().to_owned())),
             Ok(_) => Err(StateDirError::BadInstance(path)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let instance = draw_instance().map_err(touch("read", Path::new("/dev/urandom")))?;
-                keep(&path, &instance.0).map_err(touch("write", &path))?;
-                Ok(instance)
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.new_instance(),
             Err(error) => Err(touch("read", &path)(error)),
         }
+    }
+
+    /// Makes it another. Whoever has no journal remembers no task, and gives out the same task ids again: no
+    /// master may take it for the node it knew.
+    pub fn new_instance(&self) -> Result<InstanceId, StateDirError> {
+        let path = self.path.join("instance");
+        let instance = draw_instance().map_err(touch("read", Path::new("/dev/urandom")))?;
+        keep(&path, &instance.0).map_err(touch("write", &path))?;
+        Ok(instance)
     }
 }
 
@@ -109,12 +114,15 @@ mod tests {
     use crate::scratch::Scratch;
 
     #[test]
-    fn the_instance_id_is_drawn_once_and_kept() {
+    fn the_instance_id_is_drawn_once_and_kept_until_it_is_to_be_another() {
         let scratch = Scratch::new("state-dir");
         let folder = scratch.path();
         let first = StateDir::lock(folder).unwrap().instance().unwrap();
         assert!(is_instance(&first.0));
         assert_eq!(StateDir::lock(folder).unwrap().instance().unwrap(), first);
+        let other = StateDir::lock(folder).unwrap().new_instance().unwrap();
+        assert_ne!(other, first);
+        assert_eq!(StateDir::lock(folder).unwrap().instance().unwrap(), other);
         std::fs::write(folder.join("instance"), "abc").unwrap();
         assert!(matches!(StateDir::lock(folder).unwrap().instance(), Err(StateDirError::BadInstance(_))));
     }
