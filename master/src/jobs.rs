@@ -1,13 +1,18 @@
 //! The one owner of the jobs: a thread that takes messages, writes what they change, and only then tells anyone.
 //!
-//! A turn: drain all messages that wait, apply them, place what can be placed, commit once, then send the replies and
-//! the orders to the nodes. It never speaks HTTP and never waits for anything but its messages and the disk. What to
-//! make of a piece of news is decided in `life.rs`, who goes where in `scheduler.rs`; here it is carried out.
+//! A turn: drain all messages that wait, apply them in memory, place what can be placed, write what has changed in one
+//! transaction, then send the replies and the orders to the nodes. It never speaks HTTP and never waits for anything but
+//! its messages and the disk. What to make of a piece of news is decided in `life.rs`, who goes where in `scheduler.rs`;
+//! here it is carried out.
 //!
 //! Only jobs that have not ended are in memory. Memory is never ahead of the database between two turns: if a turn
 //! cannot be committed, its replies are dropped (the waiting requests answer with an error), all is read from the
 //! database again, and what the nodes said in that turn is asked for again. After a failed write or sync, when the disk
 //! itself is in doubt, the process stops.
+//!
+//! A turn in which something was promised to somebody (a submission, a kill), decided (a placement) or heard for the last
+//! time (an end, which the node forgets once it is acknowledged) is on the disk before it is told. That a job got its
+//! number or runs is only written: if the machine fails, the node tells it again.
 //!
 //! # Killed at any point
 //!
@@ -43,7 +48,7 @@ use crate::life::{self, Change, News};
 use crate::nodes::{Member, Now, Whose};
 use crate::poller::{Heard, Order, Said};
 use crate::scheduler::{Need, Scheduler, check_possible};
-use crate::store::{Kept, KeptNode, Store, StoreError};
+use crate::store::{Changes, Kept, KeptNode, KeptRef, Store, StoreError};
 
 /// How long a node keeps a poll while it has nothing to tell.
 const LONG_POLL: Duration = Duration::from_secs(25);
@@ -123,19 +128,31 @@ struct Active {
     call: Call,
 }
 
+impl Active {
+    fn kept(&self) -> KeptRef<'_> {
+        KeptRef { job: &self.job, kill_asked: self.kill_asked }
+    }
+}
+
 /// What a turn has gathered for after its commit.
 #[derive(Debug, Default)]
 struct Turn {
-    /// Whether a transaction is open.
-    writing: bool,
+    /// Submitted in this turn.
+    added: Vec<JobId>,
+    /// Changed in this turn.
+    changed: BTreeSet<JobId>,
+    /// Nodes of which more was heard.
+    followed: BTreeSet<NodeId>,
+    /// Whether it must be on the disk before it is told.
+    durable: bool,
     replies: Vec<Reply>,
     orders: Vec<Order>,
     /// Placed in this turn, or to be sent again.
     to_create: BTreeMap<NodeId, Vec<JobId>>,
     /// Nodes of which more or less may be free now.
     touched: BTreeSet<NodeId>,
-    /// Jobs that ended in this turn and are asked about in it.
-    ended: BTreeMap<JobId, Job>,
+    /// Jobs that ended in this turn.
+    ended: BTreeMap<JobId, Active>,
 }
 
 #[derive(Debug)]
@@ -158,6 +175,7 @@ pub(crate) struct Owner {
     store: Store,
     instance: InstanceId,
     nodes: Nodes,
+    next_id: JobId,
     active: BTreeMap<JobId, Active>,
     members: BTreeMap<NodeId, Member>,
     scheduler: Scheduler,
@@ -191,13 +209,14 @@ impl Owner {
         let instance = store.instance()?;
         let members = nodes.addrs.iter().map(|(id, addr)| (*id, Member::new(*id, addr.clone(), now))).collect();
         let (active, scheduler, turn) = Default::default();
-        let mut owner = Owner { store, instance, nodes, active, members, scheduler, turn };
+        let mut owner = Owner { store, instance, nodes, next_id: JobId(0), active, members, scheduler, turn };
         owner.read_active(now)?;
         Ok(owner)
     }
 
     /// Fills memory from the database. Nodes keep what they last said, not what they hold.
     fn read_active(&mut self, now: Now) -> Result<(), StoreError> {
+        self.next_id = self.store.next_id()?;
         for KeptNode { id, instance, acknowledged } in self.store.nodes()? {
             if let Some(member) = self.members.get_mut(&id) {
                 member.follow(instance, acknowledged);
@@ -233,7 +252,8 @@ impl Owner {
     /// One turn. Returns the orders that follow from what is now committed; an error is the end.
     pub(crate) fn turn(&mut self, messages: Vec<Message>, now: Now) -> Result<Vec<Order>, StoreError> {
         let unheard: Vec<(NodeId, bool)> = messages.iter().filter_map(who_speaks).collect();
-        match self.apply(messages, now).and_then(|()| self.commit()) {
+        self.apply(messages, now);
+        match self.write() {
             Ok(()) => Ok(self.speak()),
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
@@ -243,46 +263,43 @@ impl Owner {
         }
     }
 
-    fn apply(&mut self, messages: Vec<Message>, now: Now) -> Result<(), StoreError> {
+    fn apply(&mut self, messages: Vec<Message>, now: Now) {
         for message in messages {
             match message {
-                Message::Submit { specs, reply } => self.submit(specs, reply, now)?,
-                Message::Kill { job, reply } => self.kill(job, reply, now)?,
-                Message::Nodes { reply } => self.tell(&reply, self.shown()),
-                Message::Why { job, reply } => self.tell(&reply, self.why(job)),
-                Message::Heard(heard) => self.hear(*heard, now)?,
+                Message::Submit { specs, reply } => self.submit(specs, reply, now),
+                Message::Kill { job, reply } => self.kill(job, reply, now),
+                Message::Nodes { reply } => tell(&reply, self.shown()),
+                Message::Why { job, reply } => tell(&reply, self.why(job)),
+                Message::Heard(heard) => self.hear(*heard, now),
                 Message::Stop => {}
             }
         }
         self.refresh_rooms();
-        self.place(now)
+        self.place(now);
     }
 
-    /// Whoever asked may have gone; that is their business.
-    fn tell<T>(&self, reply: &Sender<T>, answer: T) {
-        let _ = reply.send(answer);
-    }
-
-    fn begin(&mut self) -> Result<(), StoreError> {
-        if !self.turn.writing {
-            self.store.begin()?;
-            self.turn.writing = true;
-        }
-        Ok(())
-    }
-
-    fn commit(&mut self) -> Result<(), StoreError> {
-        if std::mem::take(&mut self.turn.writing) { self.store.commit() } else { Ok(()) }
+    /// Writes what this turn has changed, each job once.
+    fn write(&self) -> Result<(), StoreError> {
+        let turn = &self.turn;
+        let find = |id: &JobId| self.active.get(id).or_else(|| turn.ended.get(id));
+        let added: HashSet<&JobId> = turn.added.iter().collect();
+        let changed = turn.changed.iter().filter(|id| !added.contains(id));
+        self.store.write(&Changes {
+            added: turn.added.iter().filter_map(find).map(Active::kept).collect(),
+            changed: changed.filter_map(find).map(Active::kept).collect(),
+            nodes: turn.followed.iter().filter_map(|node| self.members.get(node)?.kept()).collect(),
+            durable: turn.durable,
+        })
     }
 
     /// After the commit: the replies, then the orders.
     fn speak(&mut self) -> Vec<Order> {
         let turn = std::mem::take(&mut self.turn);
-        let find = |id: &JobId| self.active.get(id).map(|active| &active.job).or(turn.ended.get(id)).cloned();
+        let find = |id: &JobId| self.active.get(id).or_else(|| turn.ended.get(id)).map(|active| active.job.clone());
         for reply in turn.replies {
             match reply {
-                Reply::Submitted(ids, reply) => self.tell(&reply, Ok(ids.iter().filter_map(find).collect())),
-                Reply::Killed(id, reply) => self.tell(&reply, find(&id)),
+                Reply::Submitted(ids, reply) => tell(&reply, Ok(ids.iter().filter_map(find).collect())),
+                Reply::Killed(id, reply) => tell(&reply, find(&id)),
             }
         }
         let mut orders = turn.orders;
@@ -300,7 +317,6 @@ impl Owner {
 
     /// The turn failed: whatever is in memory and not in the database is dropped, and asked for again.
     fn start_over(&mut self, unheard: &[(NodeId, bool)], now: Now) -> Result<Vec<Order>, StoreError> {
-        self.store.roll_back()?;
         self.turn = Turn::default();
         self.active.clear();
         self.scheduler = Scheduler::default();
@@ -322,27 +338,24 @@ impl Owner {
 
     // What users ask.
 
-    fn submit(
-        &mut self,
-        specs: Vec<JobSpec>,
-        reply: Sender<Result<Vec<Job>, RefusedJob>>,
-        now: Now,
-    ) -> Result<(), StoreError> {
+    fn submit(&mut self, specs: Vec<JobSpec>, reply: Sender<Result<Vec<Job>, RefusedJob>>, now: Now) {
         if let Err(refused) = self.check_possible(&specs) {
-            self.tell(&reply, Err(refused));
-            return Ok(());
+            return tell(&reply, Err(refused));
         }
         let submitted_at = to_the_millisecond(now.wall);
-        let mut ids = Vec::with_capacity(specs.len());
-        for spec in specs {
-            self.begin()?;
-            let job = self.store.add(spec, submitted_at)?;
-            self.scheduler.wait(job.id, Need::of(&job.spec));
-            ids.push(job.id);
-            self.active.insert(job.id, Active { job, kill_asked: false, call: Call::Idle });
-        }
+        let ids: Vec<JobId> = specs.into_iter().map(|spec| self.add(spec, submitted_at)).collect();
+        self.turn.added.extend(&ids);
+        self.turn.durable = true;
         self.turn.replies.push(Reply::Submitted(ids, reply));
-        Ok(())
+    }
+
+    fn add(&mut self, spec: JobSpec, submitted_at: Timestamp) -> JobId {
+        let id = self.next_id;
+        self.next_id = JobId(id.0 + 1);
+        self.scheduler.wait(id, Need::of(&spec));
+        let job = Job::submitted(id, spec, submitted_at);
+        self.active.insert(id, Active { job, kill_asked: false, call: Call::Idle });
+        id
     }
 
     /// Refuses what no node could ever run, where that can be known: every node has told what it has.
@@ -361,16 +374,15 @@ impl Owner {
         Ok(())
     }
 
-    fn kill(&mut self, id: JobId, reply: Sender<Option<Job>>, now: Now) -> Result<(), StoreError> {
-        if self.active.contains_key(&id) {
-            self.change(id, News::KillAsked, now)?;
-            self.turn.replies.push(Reply::Killed(id, reply));
-        } else {
-            let job = self.turn.ended.get(&id).cloned();
-            let job = if job.is_some() { job } else { self.store.job(id)?.map(|kept| kept.job) };
-            self.tell(&reply, job);
+    fn kill(&mut self, id: JobId, reply: Sender<Option<Job>>, now: Now) {
+        if self.active.contains_key(&id) || self.turn.ended.contains_key(&id) {
+            self.change(id, News::KillAsked, now);
+            return self.turn.replies.push(Reply::Killed(id, reply));
         }
-        Ok(())
+        match self.store.job(id) {
+            Ok(kept) => tell(&reply, kept.map(|kept| kept.job)),
+            Err(error) => log::error!("{error}"),
+        }
     }
 
     fn shown(&self) -> Vec<Node> {
@@ -395,23 +407,17 @@ impl Owner {
 
     // What nodes say.
 
-    fn hear(&mut self, Heard { node, said }: Heard, now: Now) -> Result<(), StoreError> {
+    fn hear(&mut self, Heard { node, said }: Heard, now: Now) {
         if !self.members.contains_key(&node) {
-            return Ok(());
+            return;
         }
         self.turn.touched.insert(node);
         match said {
             Said::Events { after, answer: Ok(events) } => self.hear_events(node, after, events, now),
-            Said::Events { answer: Err(why), .. } => {
-                self.hear_silence(node, &why, now);
-                Ok(())
-            }
+            Said::Events { answer: Err(why), .. } => self.hear_silence(node, &why, now),
             Said::Created { tasks, answer } => self.hear_created(node, &tasks, answer, now),
             Said::Killed { job, task, answer } => self.hear_killed(node, job, task, answer, now),
-            Said::Free { answer } => {
-                self.hear_free(node, answer, now);
-                Ok(())
-            }
+            Said::Free { answer } => self.hear_free(node, answer, now),
         }
     }
 
@@ -424,13 +430,13 @@ impl Owner {
         self.order_poll(node, delay);
     }
 
-    fn hear_events(&mut self, node: NodeId, after: EventNumber, events: Events, now: Now) -> Result<(), StoreError> {
-        let Some(member) = self.members.get_mut(&node) else { return Ok(()) };
+    fn hear_events(&mut self, node: NodeId, after: EventNumber, events: Events, now: Now) {
+        let Some(member) = self.members.get_mut(&node) else { return };
         let resource = events.resource;
         if resource.node_id != node {
             let why = format!("it calls itself node {}; hint: start it with --node-id {node}", resource.node_id);
             self.hear_silence(node, &why, now);
-            return Ok(());
+            return;
         }
         let instance = resource.instance.clone();
         let stranger = member.whose(&instance) == Whose::Stranger;
@@ -440,29 +446,28 @@ impl Owner {
         }
         if stranger {
             log::warn!("node {node} has another state dir than before; the tasks it had are lost");
-            self.forget_all(node, now)?;
+            self.forget_all(node, now);
         }
         if after > EventNumber(0) && (stranger || went_back) {
             // These events were counted from a number of another history.
-            self.save_node(node, instance, EventNumber(0))?;
+            self.follow_node(node, instance, EventNumber(0));
             self.order_roll_call(node, Duration::ZERO);
-            return Ok(());
+            return;
         }
-        self.hear_reports(node, &events.events, now)?;
-        self.save_node(node, instance, events.last)?;
+        self.hear_reports(node, &events.events, now);
+        self.follow_node(node, instance, events.last);
         self.order_poll(node, Duration::ZERO);
         self.call_again(node);
-        Ok(())
     }
 
-    fn hear_reports(&mut self, node: NodeId, reports: &[wire::task::TaskReport], now: Now) -> Result<(), StoreError> {
+    fn hear_reports(&mut self, node: NodeId, reports: &[wire::task::TaskReport], now: Now) {
         let mut missing = self.members.get_mut(&node).map(Member::end_roll_call).unwrap_or_default();
         for report in reports {
             let Some(job) = report.key.job_id.filter(|_| report.key.master.as_ref() == Some(&self.instance)) else {
                 continue;
             };
             missing.remove(&job);
-            self.change(job, News::Reported(node, report), now)?;
+            self.change(job, News::Reported(node, report), now);
             let attempt = self.active.get(&job).map(|active| active.job.attempt);
             if let Some(member) = self.members.get_mut(&node).filter(|_| attempt == report.key.attempt) {
                 member.count(job);
@@ -470,27 +475,24 @@ impl Owner {
         }
         for job in missing.into_iter().filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
             log::warn!("node {node} knows nothing of job {job}; it is lost");
-            self.change(job, News::Forgotten(node), now)?;
+            self.change(job, News::Forgotten(node), now);
         }
-        Ok(())
     }
 
-    fn forget_all(&mut self, node: NodeId, now: Now) -> Result<(), StoreError> {
+    fn forget_all(&mut self, node: NodeId, now: Now) {
         let jobs: Vec<JobId> = self.members.get(&node).map(|member| member.jobs().collect()).unwrap_or_default();
         for job in jobs {
-            self.change(job, News::Forgotten(node), now)?;
+            self.change(job, News::Forgotten(node), now);
         }
-        Ok(())
     }
 
-    fn save_node(&mut self, node: NodeId, instance: InstanceId, last: EventNumber) -> Result<(), StoreError> {
-        let Some(member) = self.members.get_mut(&node) else { return Ok(()) };
+    fn follow_node(&mut self, node: NodeId, instance: InstanceId, last: EventNumber) {
+        let Some(member) = self.members.get_mut(&node) else { return };
         if member.followed() == Some((&instance, last)) {
-            return Ok(());
+            return;
         }
-        member.follow(instance.clone(), last);
-        self.begin()?;
-        self.store.save_node(&KeptNode { id: node, instance, acknowledged: last })
+        member.follow(instance, last);
+        self.turn.followed.insert(node);
     }
 
     fn hear_created(
@@ -499,7 +501,7 @@ impl Owner {
         tasks: &[(JobId, Attempt)],
         answer: Result<Vec<Answer<Created>>, String>,
         now: Now,
-    ) -> Result<(), StoreError> {
+    ) {
         for (job, attempt) in tasks {
             self.call_ended(*job, Some(*attempt), Call::Creating);
         }
@@ -511,7 +513,7 @@ impl Owner {
         match answers {
             Ok(answers) => {
                 for ((job, attempt), answer) in tasks.iter().zip(answers) {
-                    self.hear_created_one(node, *job, *attempt, answer.into_result(), now)?;
+                    self.hear_created_one(node, *job, *attempt, answer.into_result(), now);
                     self.call_kill(*job);
                 }
             }
@@ -520,7 +522,6 @@ impl Owner {
                 self.order_ask(node, AFTER_A_FAILED_CALL);
             }
         }
-        Ok(())
     }
 
     fn hear_created_one(
@@ -530,18 +531,17 @@ impl Owner {
         attempt: Attempt,
         answer: Result<Created, Refusal>,
         now: Now,
-    ) -> Result<(), StoreError> {
+    ) {
         match answer {
             Ok(created) => self.change(job, News::Accepted(attempt, created.task_id), now),
             Err(Refusal { code: RefusalCode::NoRoom, .. }) => self.change(job, News::NoRoom(attempt), now),
             Err(refusal) => match refusal.code {
                 RefusalCode::BadInput | RefusalCode::Impossible | RefusalCode::NotFound | RefusalCode::Unknown => {
-                    self.change(job, News::Refused(attempt, &in_words(&refusal)), now)
+                    self.change(job, News::Refused(attempt, &in_words(&refusal)), now);
                 }
                 _ => {
                     log::warn!("node {node} did not take job {job}, it is sent again: {}", refusal.message);
                     self.order_ask(node, AFTER_A_FAILED_CALL);
-                    Ok(())
                 }
             },
         }
@@ -554,15 +554,15 @@ impl Owner {
         task: TaskId,
         answer: Result<Result<(), Refusal>, String>,
         now: Now,
-    ) -> Result<(), StoreError> {
+    ) {
         self.call_ended(job, None, Call::Killing);
-        let Some(active) = self.active.get_mut(&job) else { return Ok(()) };
+        let Some(active) = self.active.get_mut(&job) else { return };
         let same = active.job.placed.is_some_and(|placed| placed.node == node && placed.task == Some(task));
         match answer {
             Ok(Ok(())) if same => active.call = Call::KillTaken,
             // The end of a task the node has forgotten was acknowledged, so committed; this job's was not.
             Ok(Err(Refusal { code: RefusalCode::NotFound, .. })) if same => {
-                return self.change(job, News::Forgotten(node), now);
+                self.change(job, News::Forgotten(node), now)
             }
             Ok(Err(refusal)) if same => {
                 log::warn!("node {node} did not kill task {task}, it is asked again: {}", refusal.message);
@@ -574,7 +574,6 @@ impl Owner {
             }
             Ok(_) | Err(_) => {}
         }
-        Ok(())
     }
 
     fn hear_free(&mut self, node: NodeId, answer: Result<NodeResource, String>, now: Now) {
@@ -599,16 +598,16 @@ impl Owner {
     // What follows from a change.
 
     /// Applies news to a job: what changes is written, and what follows from it done.
-    fn change(&mut self, id: JobId, news: News<'_>, now: Now) -> Result<(), StoreError> {
-        let Some(active) = self.active.get(&id) else { return Ok(()) };
-        let Some(change) = life::change(&active.job, active.kill_asked, news, now.wall) else { return Ok(()) };
-        self.begin()?;
-        let Some(active) = self.active.get_mut(&id) else { return Ok(()) };
+    fn change(&mut self, id: JobId, news: News<'_>, now: Now) {
+        let Some(active) = self.active.get(&id) else { return };
+        let Some(change) = life::change(&active.job, active.kill_asked, news, now.wall) else { return };
+        let Some(active) = self.active.get_mut(&id) else { return };
         let before = active.job.placed.map(|placed| placed.node);
         let follow = Follow::of(&change);
+        self.turn.changed.insert(id);
+        self.turn.durable |= must_be_on_disk(&change);
         active.kill_asked |= change == Change::Dying;
         change.apply(&mut active.job);
-        self.store.save(&active.job, active.kill_asked)?;
         let need = Need::of(&active.job.spec);
         self.turn.touched.extend(before);
         match follow {
@@ -617,7 +616,6 @@ impl Owner {
             Follow::KillIfAsked => self.call_kill(id),
             Follow::Leave => self.leave(before, id, &need),
         }
-        Ok(())
     }
 
     fn place_on(&mut self, node: NodeId, id: JobId, need: &Need) {
@@ -645,7 +643,7 @@ impl Owner {
             None => self.scheduler.forget(id, need),
         }
         self.scheduler.ended(id);
-        self.turn.ended.extend(self.active.remove(&id).map(|active| (id, active.job)));
+        self.turn.ended.extend(self.active.remove(&id).map(|active| (id, active)));
     }
 
     fn refresh_rooms(&mut self) {
@@ -657,11 +655,10 @@ impl Owner {
         }
     }
 
-    fn place(&mut self, now: Now) -> Result<(), StoreError> {
+    fn place(&mut self, now: Now) {
         for (job, node) in self.scheduler.place() {
-            self.change(job, News::Placed(node), now)?;
+            self.change(job, News::Placed(node), now);
         }
-        Ok(())
     }
 
     // Calls to nodes.
@@ -753,6 +750,19 @@ impl Follow {
             Change::Ended(_) => Follow::Leave,
         }
     }
+}
+
+/// Whether a change must be on the disk before anybody is told. The others are told again by the node.
+fn must_be_on_disk(change: &Change) -> bool {
+    match change {
+        Change::Assigned { .. } | Change::Dying | Change::Ended(_) => true,
+        Change::Numbered { .. } | Change::Started { .. } | Change::Returned => false,
+    }
+}
+
+/// Whoever asked may have gone; that is their business.
+fn tell<T>(reply: &Sender<T>, answer: T) {
+    let _ = reply.send(answer);
 }
 
 /// Which node said something, and whether it was the answer to a poll.

@@ -19,6 +19,7 @@ use wire::{EventNumber, InstanceId, JobId, NodeId};
 
 use crate::job::{Node, NodeState};
 use crate::scheduler::Amount;
+use crate::store::KeptNode;
 
 /// The first pause after a failed exchange; it doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -132,6 +133,12 @@ impl Member {
     /// Its name and the last event of it that we wrote down, once it has a name.
     pub(crate) fn followed(&self) -> Option<(&InstanceId, EventNumber)> {
         self.instance.as_ref().map(|instance| (instance, self.acknowledged))
+    }
+
+    /// What is kept of it, once it has a name.
+    pub(crate) fn kept(&self) -> Option<KeptNode> {
+        let instance = self.instance.clone()?;
+        Some(KeptNode { id: self.id, instance, acknowledged: self.acknowledged })
     }
 
     /// Follows this node's events from here on.

@@ -2,14 +2,14 @@
 //!
 //! [`Store`] is the one connection that writes; the owner of the jobs has it and nobody else. A [`Reader`]
 //! only reads, from any thread, and never waits for the writer (WAL). Nothing here decides anything: a job
-//! is written as it is given. A commit has reached the disk when it returns (synchronous=FULL).
+//! is written as it is given. A durable commit has reached the disk when it returns (synchronous=FULL).
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params, params_from_iter};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Statement, params, params_from_iter};
 use wire::{Attempt, EventNumber, InstanceId, JobId, JobSpec, NodeId, Resource, State, TaskId};
 
 use crate::job::{Job, Placed};
@@ -117,6 +117,34 @@ pub(crate) struct Kept {
     pub(crate) kill_asked: bool,
 }
 
+/// The same, borrowed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeptRef<'a> {
+    /// The job.
+    pub(crate) job: &'a Job,
+    /// Whether somebody asked for its end.
+    pub(crate) kill_asked: bool,
+}
+
+/// All that one turn has to write.
+#[derive(Debug, Default)]
+pub(crate) struct Changes<'a> {
+    /// Jobs nobody has written yet.
+    pub(crate) added: Vec<KeptRef<'a>>,
+    /// Jobs of which something changed.
+    pub(crate) changed: Vec<KeptRef<'a>>,
+    /// Nodes of which more was heard.
+    pub(crate) nodes: Vec<KeptNode>,
+    /// Whether it must survive the machine, not only this process.
+    pub(crate) durable: bool,
+}
+
+impl Changes<'_> {
+    fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.changed.is_empty() && self.nodes.is_empty()
+    }
+}
+
 /// What is kept of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeptNode {
@@ -137,7 +165,7 @@ impl Store {
     /// Opens the database in `dir`, or makes it.
     pub(crate) fn open(dir: &Path) -> Result<Store, StoreError> {
         let db = doing("open a file", Connection::open(dir.join(FILE)))?;
-        doing("set up", tune(&db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -1024;"))?;
+        doing("set up", tune(&db, "PRAGMA journal_mode = WAL; PRAGMA cache_size = -1024;"))?;
         let store = Store { db };
         store.make_schema()?;
         Ok(store)
@@ -158,81 +186,79 @@ impl Store {
         doing("read the master's name", name).map(InstanceId)
     }
 
-    /// Begins the transaction that the next [`Store::commit`] ends.
-    pub(crate) fn begin(&self) -> Result<(), StoreError> {
-        doing("begin a transaction", self.db.execute_batch("BEGIN IMMEDIATE"))
+    /// The number of the next job: one more than any job ever had.
+    pub(crate) fn next_id(&self) -> Result<JobId, StoreError> {
+        let last = self.db.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'", [], |row| row.get(0));
+        Ok(JobId(from_i64(doing("read the last job's number", last.optional())?.unwrap_or(0)) + 1))
     }
 
-    /// Makes all since [`Store::begin`] durable.
-    pub(crate) fn commit(&self) -> Result<(), StoreError> {
-        doing("commit", self.db.execute_batch("COMMIT"))
+    /// Writes all of a turn, or nothing.
+    pub(crate) fn write(&self, changes: &Changes<'_>) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        // Without FULL the log is written but not synced at a commit; a later synced commit takes it along.
+        let level =
+            if changes.durable { "PRAGMA synchronous = FULL; BEGIN" } else { "PRAGMA synchronous = NORMAL; BEGIN" };
+        doing("begin a transaction", self.db.execute_batch(level))?;
+        let written = self.write_all(changes).and_then(|()| doing("commit", self.db.execute_batch("COMMIT")));
+        if written.is_err() && !self.db.is_autocommit() {
+            // After some errors (a full disk, for one) SQLite has rolled back by itself.
+            doing("roll back", self.db.execute_batch("ROLLBACK"))?;
+        }
+        written
     }
 
-    /// Forgets all since [`Store::begin`].
-    pub(crate) fn roll_back(&self) -> Result<(), StoreError> {
-        // SQLite has already rolled back by itself after some errors (a full disk, for one).
-        if self.db.is_autocommit() { Ok(()) } else { doing("roll back", self.db.execute_batch("ROLLBACK")) }
+    fn write_all(&self, changes: &Changes<'_>) -> Result<(), StoreError> {
+        for kept in &changes.added {
+            self.add(kept)?;
+        }
+        for kept in &changes.changed {
+            self.save(kept)?;
+        }
+        for node in &changes.nodes {
+            self.save_node(node)?;
+        }
+        Ok(())
     }
 
-    /// Adds a job as `Pending[ ]` and names it.
-    pub(crate) fn add(&self, spec: JobSpec, submitted_at: Timestamp) -> Result<Job, StoreError> {
-        let mut insert = doing(
-            "add a job",
-            self.db.prepare_cached(
-                "INSERT INTO jobs (name, cpu, mem, command_line, package_path, image_id, timeout_ms, status, submitted_ns)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            ),
-        )?;
-        let row = params![
-            spec.name,
-            spec.resource.cpu.to_string(),
-            to_i64(spec.resource.mem),
-            spec.command_line,
-            spec.package_path,
-            spec.image_id.as_str(),
-            to_i64(spec.timeout),
-            State::Pending.as_str(),
-            to_ns(submitted_at),
-        ];
-        let id = JobId(from_i64(doing("add a job", insert.insert(row))?));
-        Ok(Job::submitted(id, spec, submitted_at))
+    fn add(&self, kept: &KeptRef<'_>) -> Result<(), StoreError> {
+        let sql =
+            "INSERT INTO jobs (id, name, cpu, mem, command_line, package_path, image_id, timeout_ms, submitted_ns,
+             status, kill_asked, cause, exit_code, node, task, attempt, started_ns, ended_ns, cpu_ms, memory_peak_bytes)
+             VALUES (?1, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+        let spec = &kept.job.spec;
+        let mut insert = doing("add a job", self.db.prepare_cached(sql))?;
+        let mut bind = || {
+            bind_what_changes(&mut insert, kept)?;
+            insert.raw_bind_parameter(13, &spec.name)?;
+            insert.raw_bind_parameter(14, spec.resource.cpu.to_string())?;
+            insert.raw_bind_parameter(15, to_i64(spec.resource.mem))?;
+            insert.raw_bind_parameter(16, &spec.command_line)?;
+            insert.raw_bind_parameter(17, &spec.package_path)?;
+            insert.raw_bind_parameter(18, spec.image_id.as_str())?;
+            insert.raw_bind_parameter(19, to_i64(spec.timeout))?;
+            insert.raw_bind_parameter(20, to_ns(kept.job.submitted_at))?;
+            insert.raw_execute()
+        };
+        doing("add a job", bind()).map(drop)
     }
 
-    /// Writes what has become of a job.
-    pub(crate) fn save(&self, job: &Job, kill_asked: bool) -> Result<(), StoreError> {
-        let mut update = doing(
-            "save a job",
-            self.db.prepare_cached(
-                "UPDATE jobs SET status = ?2, kill_asked = ?3, cause = ?4, exit_code = ?5, node = ?6, task = ?7,
-                 attempt = ?8, started_ns = ?9, ended_ns = ?10, cpu_ms = ?11, memory_peak_bytes = ?12 WHERE id = ?1",
-            ),
-        )?;
-        let row = params![
-            to_i64(job.id.0),
-            job.status.as_str(),
-            kill_asked,
-            job.cause.as_ref().and_then(|cause| serde_json::to_string(cause).ok()),
-            job.exit_code,
-            job.placed.map(|placed| placed.node.0),
-            job.placed.and_then(|placed| placed.task).map(|task| to_i64(task.0)),
-            job.attempt.0,
-            job.started_at.map(to_ns),
-            job.ended_at.map(to_ns),
-            job.cpu_ms.map(to_i64),
-            job.memory_peak_bytes.map(to_i64),
-        ];
-        doing("save a job", update.execute(row)).map(drop)
+    fn save(&self, kept: &KeptRef<'_>) -> Result<(), StoreError> {
+        let sql = "UPDATE jobs SET status = ?2, kill_asked = ?3, cause = ?4, exit_code = ?5, node = ?6, task = ?7,
+             attempt = ?8, started_ns = ?9, ended_ns = ?10, cpu_ms = ?11, memory_peak_bytes = ?12 WHERE id = ?1";
+        let mut update = doing("save a job", self.db.prepare_cached(sql))?;
+        let mut bind = || {
+            bind_what_changes(&mut update, kept)?;
+            update.raw_execute()
+        };
+        doing("save a job", bind()).map(drop)
     }
 
-    /// Writes whose events of a node were read, and up to which.
-    pub(crate) fn save_node(&self, node: &KeptNode) -> Result<(), StoreError> {
-        let mut upsert = doing(
-            "save a node",
-            self.db.prepare_cached(
-                "INSERT INTO nodes (id, instance, acknowledged) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (id) DO UPDATE SET instance = ?2, acknowledged = ?3",
-            ),
-        )?;
+    fn save_node(&self, node: &KeptNode) -> Result<(), StoreError> {
+        let sql = "INSERT INTO nodes (id, instance, acknowledged) VALUES (?1, ?2, ?3)
+             ON CONFLICT (id) DO UPDATE SET instance = ?2, acknowledged = ?3";
+        let mut upsert = doing("save a node", self.db.prepare_cached(sql))?;
         let row = params![node.id.0, node.instance.0, to_i64(node.acknowledged.0)];
         doing("save a node", upsert.execute(row)).map(drop)
     }
@@ -417,6 +443,23 @@ fn to_kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
     Ok(Kept { job, kill_asked: row.get(9)? })
 }
 
+/// The parameters 1 to 12 of an insert and of an update.
+fn bind_what_changes(statement: &mut Statement<'_>, kept: &KeptRef<'_>) -> rusqlite::Result<()> {
+    let job = kept.job;
+    statement.raw_bind_parameter(1, to_i64(job.id.0))?;
+    statement.raw_bind_parameter(2, job.status.as_str())?;
+    statement.raw_bind_parameter(3, kept.kill_asked)?;
+    statement.raw_bind_parameter(4, job.cause.as_ref().and_then(|cause| serde_json::to_string(cause).ok()))?;
+    statement.raw_bind_parameter(5, job.exit_code)?;
+    statement.raw_bind_parameter(6, job.placed.map(|placed| placed.node.0))?;
+    statement.raw_bind_parameter(7, job.placed.and_then(|placed| placed.task).map(|task| to_i64(task.0)))?;
+    statement.raw_bind_parameter(8, job.attempt.0)?;
+    statement.raw_bind_parameter(9, job.started_at.map(to_ns))?;
+    statement.raw_bind_parameter(10, job.ended_at.map(to_ns))?;
+    statement.raw_bind_parameter(11, job.cpu_ms.map(to_i64))?;
+    statement.raw_bind_parameter(12, job.memory_peak_bytes.map(to_i64))
+}
+
 /// Reads a column that one of our words prints.
 fn parsed<T: std::str::FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
 where
@@ -460,8 +503,21 @@ mod tests {
         (dir, store, reader)
     }
 
+    fn job(store: &Store, name: &str) -> Job {
+        let spec = JobSpec { name: name.into(), ..spec() };
+        Job::submitted(store.next_id().unwrap(), spec, Timestamp::UNIX_EPOCH)
+    }
+
     fn add(store: &Store, name: &str) -> Job {
-        store.add(JobSpec { name: name.into(), ..spec() }, Timestamp::UNIX_EPOCH).unwrap()
+        let job = job(store, name);
+        let added = vec![KeptRef { job: &job, kill_asked: false }];
+        store.write(&Changes { added, durable: true, ..Changes::default() }).unwrap();
+        job
+    }
+
+    fn save(store: &Store, job: &Job, kill_asked: bool) {
+        let changed = vec![KeptRef { job, kill_asked }];
+        store.write(&Changes { changed, ..Changes::default() }).unwrap();
     }
 
     fn names(page: &JobPage) -> Vec<&str> {
@@ -485,12 +541,12 @@ mod tests {
         job.ended_at = Some("2026-11-22T09:00:01Z".parse().unwrap());
         job.cpu_ms = Some(12);
         job.memory_peak_bytes = Some(64 << 20);
-        store.save(&job, true).unwrap();
+        save(&store, &job, true);
         assert_eq!(reader.job(job.id).unwrap().unwrap(), Kept { job, kill_asked: true });
     }
 
     #[test]
-    fn a_jobs_number_is_never_given_twice_not_even_after_a_roll_back_and_a_restart() {
+    fn a_jobs_number_is_never_given_twice_not_even_after_a_restart_or_a_deletion() {
         let (dir, store, _reader) = opened();
         let first = add(&store, "a").id;
         drop(store);
@@ -520,18 +576,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_rolled_back_was_never_there_and_nobody_sees_it_meanwhile() {
+    fn a_turn_is_written_whole_or_not_at_all() {
         let (_dir, store, reader) = opened();
-        store.begin().unwrap();
-        let job = add(&store, "a");
-        assert_eq!(reader.job(job.id).unwrap(), None);
-        store.roll_back().unwrap();
-        store.roll_back().unwrap();
-        assert_eq!(reader.job(job.id).unwrap(), None);
-        store.begin().unwrap();
-        let job = add(&store, "b");
-        store.commit().unwrap();
-        assert_eq!(reader.job(job.id).unwrap().unwrap().job, job);
+        let first = add(&store, "a");
+        let (second, twice) = (job(&store, "b"), first.clone());
+        let added = [&second, &twice].map(|job| KeptRef { job, kill_asked: false }).to_vec();
+        let error = store.write(&Changes { added, durable: true, ..Changes::default() }).unwrap_err();
+        assert!(!error.is_fatal(), "{error}");
+        assert_eq!(reader.job(second.id).unwrap(), None);
+        assert_eq!(add(&store, "c").id, second.id, "nobody has heard of that number");
+        assert_eq!(reader.job(second.id).unwrap().unwrap().job.spec.name, "c");
     }
 
     #[test]
@@ -539,8 +593,8 @@ mod tests {
         let (_dir, store, reader) = opened();
         let (mut a, _b) = (add(&store, "a"), add(&store, "b"));
         a.status = State::Killed;
-        store.save(&a, true).unwrap();
-        store.save(&a, true).unwrap();
+        save(&store, &a, true);
+        save(&store, &a, true);
         let counts: Vec<_> = reader.counts().unwrap().into_iter().filter(|(_, jobs)| *jobs > 0).collect();
         assert_eq!(counts, [(State::Pending, 1), (State::Killed, 1)]);
     }
@@ -551,7 +605,7 @@ mod tests {
         for (index, status) in State::ALL.into_iter().enumerate() {
             let mut job = add(&store, &index.to_string());
             job.status = status;
-            store.save(&job, false).unwrap();
+            save(&store, &job, false);
         }
         let active: Vec<State> = store.active().unwrap().into_iter().map(|kept| kept.job.status).collect();
         assert_eq!(active, [State::Pending, State::Assigned, State::Running]);
