@@ -161,6 +161,16 @@ enum Reply {
     Killed(JobId, Sender<Option<Job>>),
 }
 
+/// A submission that no node could run by what the nodes last said of their images. They are asked again before it is
+/// refused: an image may have been added just now.
+#[derive(Debug)]
+struct Doubted {
+    specs: Vec<JobSpec>,
+    reply: Sender<Result<Vec<Job>, RefusedJob>>,
+    /// Who has not answered yet.
+    asked: BTreeSet<NodeId>,
+}
+
 /// The nodes as configured.
 #[derive(Debug, Clone)]
 pub(crate) struct Nodes {
@@ -179,6 +189,7 @@ pub(crate) struct Owner {
     active: BTreeMap<JobId, Active>,
     members: BTreeMap<NodeId, Member>,
     scheduler: Scheduler,
+    doubted: Vec<Doubted>,
     turn: Turn,
 }
 
@@ -208,8 +219,8 @@ impl Owner {
     pub(crate) fn new(store: Store, nodes: Nodes, now: Now) -> Result<Owner, StoreError> {
         let instance = store.instance()?;
         let members = nodes.addrs.iter().map(|(id, addr)| (*id, Member::new(*id, addr.clone(), now))).collect();
-        let (active, scheduler, turn) = Default::default();
-        let mut owner = Owner { store, instance, nodes, next_id: JobId(0), active, members, scheduler, turn };
+        let (active, scheduler, doubted, turn) = Default::default();
+        let mut owner = Owner { store, instance, nodes, next_id: JobId(0), active, members, scheduler, doubted, turn };
         owner.read_active(now)?;
         Ok(owner)
     }
@@ -318,6 +329,7 @@ impl Owner {
     /// The turn failed: whatever is in memory and not in the database is dropped, and asked for again.
     fn start_over(&mut self, unheard: &[(NodeId, bool)], now: Now) -> Result<Vec<Order>, StoreError> {
         self.turn = Turn::default();
+        self.doubted.clear();
         self.active.clear();
         self.scheduler = Scheduler::default();
         for member in self.members.values_mut() {
@@ -339,9 +351,38 @@ impl Owner {
     // What users ask.
 
     fn submit(&mut self, specs: Vec<JobSpec>, reply: Sender<Result<Vec<Job>, RefusedJob>>, now: Now) {
-        if let Err(refused) = self.check_possible(&specs) {
-            return tell(&reply, Err(refused));
+        match self.check_possible(&specs) {
+            Ok(()) => self.accept(specs, reply, now),
+            Err(refused) if refused.bad.field == "imageId" => self.doubt(specs, reply, now),
+            Err(refused) => tell(&reply, Err(refused)),
         }
+    }
+
+    fn doubt(&mut self, specs: Vec<JobSpec>, reply: Sender<Result<Vec<Job>, RefusedJob>>, now: Now) {
+        let answering = self.members.iter().filter(|(_, member)| member.room().is_some());
+        let asked: BTreeSet<NodeId> = answering.map(|(node, _)| *node).collect();
+        for node in &asked {
+            self.order_ask(*node, Duration::ZERO);
+        }
+        self.doubted.push(Doubted { specs, reply, asked });
+        self.settle_doubts(None, now);
+    }
+
+    /// A node has said what images it has now, or cannot.
+    fn settle_doubts(&mut self, heard: Option<NodeId>, now: Now) {
+        for doubted in &mut self.doubted {
+            doubted.asked.retain(|node| Some(*node) != heard);
+        }
+        let settled: Vec<Doubted> = self.doubted.extract_if(.., |doubted| doubted.asked.is_empty()).collect();
+        for Doubted { specs, reply, .. } in settled {
+            match self.check_possible(&specs) {
+                Ok(()) => self.accept(specs, reply, now),
+                Err(refused) => tell(&reply, Err(refused)),
+            }
+        }
+    }
+
+    fn accept(&mut self, specs: Vec<JobSpec>, reply: Sender<Result<Vec<Job>, RefusedJob>>, now: Now) {
         let submitted_at = to_the_millisecond(now.wall);
         let ids: Vec<JobId> = specs.into_iter().map(|spec| self.add(spec, submitted_at)).collect();
         self.turn.added.extend(&ids);
@@ -417,7 +458,10 @@ impl Owner {
             Said::Events { answer: Err(why), .. } => self.hear_silence(node, &why, now),
             Said::Created { tasks, answer } => self.hear_created(node, &tasks, answer, now),
             Said::Killed { job, task, answer } => self.hear_killed(node, job, task, answer, now),
-            Said::Free { answer } => self.hear_free(node, answer, now),
+            Said::Free { answer } => {
+                self.hear_free(node, answer, now);
+                self.settle_doubts(Some(node), now);
+            }
         }
     }
 
@@ -562,7 +606,7 @@ impl Owner {
             Ok(Ok(())) if same => active.call = Call::KillTaken,
             // The end of a task the node has forgotten was acknowledged, so committed; this job's was not.
             Ok(Err(Refusal { code: RefusalCode::NotFound, .. })) if same => {
-                self.change(job, News::Forgotten(node), now)
+                self.change(job, News::Forgotten(node), now);
             }
             Ok(Err(refusal)) if same => {
                 log::warn!("node {node} did not kill task {task}, it is asked again: {}", refusal.message);

@@ -108,8 +108,8 @@ const OBSTACLES: [Obstacle; 5] = [
         passes: |need, node| node.images.contains(&need.image),
         says: |need, nodes| {
             let known: BTreeSet<&str> = nodes.iter().flat_map(|node| &node.images).map(ImageId::as_str).collect();
-            let known = if known.is_empty() { "no images at all".to_owned() } else { listed(known) };
-            format!("image {:?} is on no node; there is {known}", need.image.as_str())
+            let known = if known.is_empty() { "nothing".to_owned() } else { listed(known) };
+            format!("no node has the image {:?}; the nodes have {known}", need.image.as_str())
         },
     },
     Obstacle {
@@ -568,7 +568,7 @@ pub(crate) mod tests {
         assert_eq!(why(spec("4-5", 64), &nodes), "pins to CPUs 4-5; the nodes have 0-1");
         let mut job = spec("x1", 64);
         job.image_id = "x".parse().unwrap();
-        assert_eq!(why(job, &nodes), "image \"x\" is on no node; there is busybox");
+        assert_eq!(why(job, &nodes), "no node has the image \"x\"; the nodes have busybox");
         let mut job = spec("x1", 64);
         job.package_path = "/etc".into();
         let said = "\"/etc\" is below no package root of a node; the package roots are: /srv/packages";

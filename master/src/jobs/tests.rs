@@ -365,6 +365,24 @@ fn a_list_with_a_job_that_no_node_could_ever_run_is_refused_whole() {
 }
 
 #[test]
+fn an_image_that_no_node_had_is_asked_for_once_more_before_the_job_is_refused() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    let mut late = spec(64);
+    late.image_id = "late".parse().unwrap();
+    for (images, taken) in [("busybox", false), ("late", true)] {
+        let (reply, answer) = mpsc::channel();
+        let orders = master.turn(vec![Message::Submit { specs: vec![late.clone()], reply }]);
+        assert_eq!(orders, [Order::Ask { node: NodeId(0), delay: Duration::ZERO }]);
+        assert!(answer.try_recv().is_err());
+        let said = NodeResource { images: vec![images.parse().unwrap()], ..node() };
+        let orders = master.says(0, Said::Free { answer: Ok(said) });
+        assert_eq!(answer.recv().unwrap().map_err(|refused| refused.bad.field).is_ok(), taken);
+        assert_eq!(creates(&orders).len(), usize::from(taken));
+    }
+}
+
+#[test]
 fn while_a_node_has_not_spoken_nothing_is_called_impossible_and_the_job_says_why_it_waits() {
     let mut master = Master::new(2);
     master.tells(node(), 0, 0, vec![]);
