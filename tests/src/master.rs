@@ -125,6 +125,12 @@ impl Master {
         Job::from_json(&self.get(&format!("/job/details/{job_id}"))["job"])
     }
 
+    /// Why the job waits, as its details say; empty when they do not.
+    #[track_caller]
+    pub fn why(&self, job_id: u64) -> String {
+        self.get(&format!("/job/details/{job_id}"))["why"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// Waits until the job is in that state.
     #[track_caller]
     pub fn wait_status(&self, job_id: u64, status: &str) -> Job {

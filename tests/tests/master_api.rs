@@ -379,8 +379,8 @@ fn a_master_without_nodes_keeps_jobs_pending_and_says_so() {
     Plan::without_nodes().run(|cluster| {
         let waiting = cluster.master.submit(&job("true"));
         assert_eq!(waiting.status, "Pending[ ]");
-        let details = cluster.master.get(&format!("/job/details/{}", waiting.job_id));
-        assert!(details.to_string().contains("node"), "no word of why it waits: {details:#}");
+        let why = cluster.master.why(waiting.job_id);
+        assert!(why.contains("node"), "no word of why it waits: {why:?}");
         cluster.master.kill(waiting.job_id).expect(200);
         assert_eq!(cluster.master.job(waiting.job_id).status, "Killed");
     });
