@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use wire::{CpuAmount, CpuRequest};
 
@@ -348,10 +348,13 @@ impl Layout {
         Ok(names.into_iter().collect())
     }
 
-    /// Removes our bases where nothing is left in them.
+    /// Removes our bases where nothing is left in them and nobody else is about to make something.
     pub fn remove_base(&self) {
         for hierarchy in &self.hierarchies {
-            if let Err(error) = std::fs::remove_dir(&hierarchy.base) {
+            let removed = rustix::fs::flock(&hierarchy.dir, FlockOperation::NonBlockingLockExclusive)
+                .map_err(io::Error::from)
+                .and_then(|()| std::fs::remove_dir(&hierarchy.base));
+            if let Err(error) = removed {
                 log::debug!("cannot remove cgroup {}: {error}", hierarchy.base.display());
             }
         }
@@ -502,15 +505,34 @@ fn ready_base(found: FoundHierarchy, root: &str) -> Result<Hierarchy, CgroupErro
         controllers = available_v2(&mount)?;
         delegate_v2(&own, root, &controllers)?;
     }
-    make_folder(&base)?;
+    let dir = make_and_hold(&base)?;
     if controllers.iter().any(|name| name == "cpuset") && version == CgroupVersion::V1 {
         fill_cpuset_v1(&mount, &base)?;
     }
     if version == CgroupVersion::V2 {
         enable_v2(&base, &controllers)?;
     }
-    let dir = open_folder(&base).map_err(|errno| CgroupError::Read { path: base.clone(), source: errno.into() })?;
     Ok(Hierarchy { version, controllers, base, dir })
+}
+
+/// Makes a base, or finds it, and holds a shared lock on it as long as the descriptor lives: a foreground run or an
+/// idle supervisor that shares it with others removes it only when alone.
+fn make_and_hold(base: &Path) -> Result<OwnedFd, CgroupError> {
+    let unreadable = |source| CgroupError::Read { path: base.to_owned(), source };
+    loop {
+        make_folder(base)?;
+        match open_folder(base) {
+            Ok(dir) if is_at(&dir, base) => return Ok(dir),
+            // Whoever left last removed it between the making and the lock.
+            Ok(_) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(unreadable(errno.into())),
+        }
+    }
+}
+
+fn is_at(dir: &OwnedFd, path: &Path) -> bool {
+    let inode = rustix::fs::fstat(dir).map(|stat| (stat.st_dev, stat.st_ino));
+    inode.is_ok_and(|held| rustix::fs::stat(path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == held))
 }
 
 /// A v1 cpuset takes no process before its CPUs and memory nodes are set, each within its parent's; so from the
@@ -575,9 +597,15 @@ fn make_folder(path: &Path) -> Result<(), CgroupError> {
     }
 }
 
+/// Opens a folder and takes the shared lock on it.
 fn open_folder(path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = || {
+        let dir = rustix::fs::open(path, flags, Mode::empty())?;
+        rustix::fs::flock(&dir, FlockOperation::LockShared)?;
+        Ok(dir)
+    };
+    open().map_err(|errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error()))
 }
 
 fn read_file(path: &Path) -> Result<String, CgroupError> {

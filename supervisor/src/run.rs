@@ -66,6 +66,7 @@ pub fn run(
     let ended = record::read(&folder);
     let usage = layout.usage(&container);
     remove_cgroups(&layout, &container);
+    layout.remove_base();
     if let Err(error) = std::fs::remove_dir_all(&folder) {
         log::warn!("cannot remove {}: {error}", folder.display());
     }

@@ -19,7 +19,8 @@ pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadInput> {
 /// own; a sender wants the field itself in both cases.
 fn refusal(path: &str, error: &serde_json::Error) -> BadInput {
     let message = error.to_string();
-    let around = if path == "." { "" } else { path };
+    // "?" stands where the text ended before its place was known.
+    let around = path.trim_end_matches('?').trim_end_matches('.');
     let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
     let field = match missing {
         Some(name) if around.is_empty() => name.to_owned(),
@@ -50,5 +51,7 @@ mod tests {
         assert_eq!(field_of("[1]"), "[0]");
         assert_eq!(field_of("{"), "body");
         assert_eq!(field_of("[] []"), "body");
+        assert_eq!(from_slice::<JobSpec>(b"{").unwrap_err().field, "body");
+        assert_eq!(field_of(r#"[{"resource":{"#), "[0].resource");
     }
 }
