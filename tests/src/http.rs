@@ -271,9 +271,12 @@ impl Connection {
 
     fn read_more(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
-        match self.stream.read(&mut buffer)? {
-            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server hung up")),
-            read => {
+        match self.stream.read(&mut buffer) {
+            // signal(7): a read with a time-out is interrupted even by a mere stop and continue.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server hung up")),
+            Ok(read) => {
                 self.ahead.extend_from_slice(&buffer[..read]);
                 Ok(())
             }

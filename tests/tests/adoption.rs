@@ -155,8 +155,10 @@ fn hundred_running_jobs(cluster: &Cluster) -> Vec<Job> {
     let jobs: Vec<Value> = (0..100).map(|n| small(&command(n))).collect();
     let jobs = cluster.master.submit_all(&jobs);
     until("most of the jobs to run", || {
-        let resource = cluster.nodes[0].get("/resource");
-        if resource["tasks"].as_u64() >= Some(50) { Ok(()) } else { Err(resource["tasks"].clone()) }
+        let events = cluster.nodes[0].events(0, 0);
+        let running = |report: &&Value| report["status"] == "Running";
+        let running = events["events"].as_array().into_iter().flatten().filter(running).count();
+        if running >= 60 { Ok(()) } else { Err(running) }
     });
     jobs
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tests::cluster::Cluster;
 use tests::http::{Request, Response, raw};
 use tests::job::{job, job_with};
+use tests::node::Node;
 
 /// Both daemons' addresses, and a path each answers well.
 fn both(cluster: &mut Cluster) -> [(std::net::SocketAddr, &'static str); 2] {
@@ -347,8 +348,7 @@ fn the_nodes_ids_and_queries_are_refused_with_their_name() {
         ("/task/output?taskId=1&stream=stdout&offset=abc", "offset"),
         ("/task/output?taskId=1&stream=stdout&offset=-1", "offset"),
     ];
-    Cluster::small(|cluster| {
-        let node = cluster.node();
+    Node::alone(|node| {
         let task = node.create(&job("true"));
         node.wait_final(task);
         for (path, field) in table {
@@ -368,6 +368,6 @@ fn the_nodes_ids_and_queries_are_refused_with_their_name() {
         node.send(Request::get("/no/such/call")).expect(404);
         node.send(Request::get("/task/create")).expect(405);
         node.send(Request::post("/resource")).expect(405);
-        stay_up(cluster);
+        node.get("/resource");
     });
 }

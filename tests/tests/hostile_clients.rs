@@ -66,17 +66,26 @@ fn victims(cluster: &mut Cluster) -> [Victim; 2] {
     ]
 }
 
-/// Sends `piece` for ever; whether the server hung up or answered before `limit` bytes were out.
-fn flood(connection: &Connection, piece: &[u8], limit: usize) -> bool {
+/// Sends `piece` again and again until the server hangs up, however it answered before. A refused peer
+/// may be read from for a moment, so that it sees the refusal; what it sends then must cost nothing.
+#[track_caller]
+fn flood_until_cut_off(victim: &Victim, start: &[u8], piece: &[u8]) {
+    let mut connection = victim.connect();
+    connection.send(start).expect("send");
     let mut sent = 0;
-    while sent < limit {
-        match connection.stream().write(piece) {
-            Ok(written) => sent += written,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return true,
-        }
-    }
-    false
+    until(
+        format!("{} to hang up on {:?}", victim.addr, String::from_utf8_lossy(&piece[..piece.len().min(20)])),
+        || {
+            for _ in 0..1000 {
+                match connection.stream().write(piece) {
+                    Ok(written) => sent += written,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => return Ok(()),
+                }
+            }
+            Err(sent)
+        },
+    );
 }
 
 #[test]
@@ -99,9 +108,7 @@ fn an_endless_header_is_cut_off() {
             ("", "A".repeat(4096)),
             ("", "\r\n".repeat(2048)),
         ] {
-            let mut connection = victim.connect();
-            connection.send(start.as_bytes()).expect("send");
-            assert!(flood(&connection, piece.as_bytes(), 64 << 20), "64 MiB of {start:?} were read");
+            flood_until_cut_off(victim, start.as_bytes(), piece.as_bytes());
             victim.answers();
         }
     });
@@ -116,9 +123,8 @@ fn an_endless_chunked_body_is_cut_off() {
             "1\r\na\r\n".repeat(500),
             format!("1;{}\r\na\r\n", "x".repeat(3000)),
         ] {
-            let mut connection = victim.connect();
-            connection.send(head.as_bytes()).expect("send");
-            assert!(flood(&connection, piece.as_bytes(), 64 << 20), "64 MiB of chunks were read");
+            flood_until_cut_off(victim, head.as_bytes(), piece.as_bytes());
+            victim.answers();
         }
     });
 }
@@ -245,26 +251,32 @@ fn a_burst_of_clients_is_answered_to_the_last() {
 
 #[test]
 fn exhausted_file_descriptors_are_free_again() {
-    let mut plan = Plan::of_nodes([NodePlan { open_files: Some(128), ..NodePlan::default() }]);
-    plan.master.open_files = Some(128);
-    plan.run(|cluster| {
-        for victim in victims(cluster) {
-            let mut crowd: Vec<Connection> = (0..300).map(|_| victim.connect()).collect();
-            for connection in &mut crowd {
-                connection.send(b"GET ").expect("send");
+    for open_files in [96, 128, 160, 256] {
+        let mut plan = Plan::of_nodes([NodePlan { open_files: Some(open_files), ..NodePlan::default() }]);
+        plan.master.open_files = Some(open_files);
+        plan.run(|cluster| {
+            for victim in victims(cluster) {
+                let mut crowd: Vec<Connection> = (0..400).map(|_| victim.connect()).collect();
+                for (n, connection) in crowd.iter_mut().enumerate() {
+                    let whole = victim.request();
+                    connection.send(if n % 2 == 0 { whole.as_bytes() } else { b"GET " }).expect("send");
+                }
+                // Nobody is promised an answer while every descriptor is taken; once they are free, all are.
+                drop(crowd);
+                until_true("an answer after the crowd has left", || {
+                    Request::get(victim.path).try_send(victim.addr).is_ok_and(|answer| answer.status == 200)
+                });
             }
-            // Nobody is promised an answer while every descriptor is taken; once they are free, all are.
-            drop(crowd);
-            until_true("an answer after the crowd has left", || {
-                Request::get(victim.path).try_send(victim.addr).is_ok_and(|answer| answer.status == 200)
-            });
-        }
-        assert_eq!(cluster.run(&job("echo still at work")).outcome(), "Finished");
-    });
+            assert!(cluster.master.daemon().is_up() && cluster.node().daemon().is_up(), "with {open_files} files");
+            assert_eq!(cluster.run(&job("echo still at work")).outcome(), "Finished", "with {open_files} files");
+        });
+    }
 }
 
 #[test]
 fn clients_that_vanish_leave_no_descriptor_behind() {
+    /// Fewer than would be left by the clients, more than a daemon opens for itself once it is busy.
+    const SLACK: usize = 100;
     Cluster::small(|cluster| {
         let victims = victims(cluster);
         let before = [cluster.master.daemon().open_fds(), cluster.node().daemon().open_fds()];
@@ -272,7 +284,7 @@ fn clients_that_vanish_leave_no_descriptor_behind() {
             for start in
                 ["", "GET / HT", &victim.request(), "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc"]
             {
-                for _ in 0..50 {
+                for _ in 0..100 {
                     victim.connect().send(start.as_bytes()).expect("send");
                 }
             }
@@ -280,7 +292,7 @@ fn clients_that_vanish_leave_no_descriptor_behind() {
         }
         until("the descriptors of vanished clients to be closed", || {
             let now = [cluster.master.daemon().open_fds(), cluster.node().daemon().open_fds()];
-            if now[0] <= before[0] && now[1] <= before[1] { Ok(()) } else { Err((before, now)) }
+            if now[0] < before[0] + SLACK && now[1] < before[1] + SLACK { Ok(()) } else { Err((before, now)) }
         });
     });
 }
