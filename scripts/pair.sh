@@ -97,7 +97,7 @@ node_is_ready() {
 # Tasks outlive their daemons by design, so they end first: only a running pair can end them.
 stop_pair() {
     if daemon_runs "$home/run/master.pid" || daemon_runs "$home/run/node.pid" || ! no_task_lives; then
-        start_pair
+        start_pair >/dev/null
         end_unfinished_jobs
     fi
     stop_daemon master
