@@ -4,8 +4,10 @@
 //! last steps before the user's program; `record` is what init leaves behind. This room knows nothing of tasks,
 //! journals or HTTP.
 
+use std::fs::Permissions;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -149,7 +151,7 @@ impl Launcher {
     pub fn new(settings: &Settings) -> Result<Launcher, LaunchError> {
         for folder in ["img", "cont", "empty"] {
             let path = settings.state_dir.join(folder);
-            std::fs::create_dir_all(&path).map_err(|source| LaunchError::Folder { path, source })?;
+            make_private_folder(&path).map_err(|source| LaunchError::Folder { path, source })?;
         }
         let boot_id = boot_id().map_err(LaunchError::BootId)?;
         Ok(Launcher { settings: settings.clone(), boot_id, filter: crate::security::SystemCallFilter::compile()? })
@@ -181,6 +183,13 @@ impl Launcher {
         let start_time = start_time(child.pid).step(|| "read init's start time".to_owned())?;
         Ok(Launched { pidfd: child.pidfd, pid: child.pid, start_time, line: InitLine(ours) })
     }
+}
+
+/// Makes a folder that only root may enter: a payload can leave set-user-ID programs in its writable layer, and an
+/// image may bring some, which no other user of this machine must be able to run.
+fn make_private_folder(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
 /// Our end of the line to an init; non-blocking.
