@@ -130,7 +130,9 @@ impl Wanted {
                 Long("listen") => flags.listen = Some(parser.value()?.string()?),
                 Long("node") => {
                     let (id, addr) = split_node(&parser.value()?.string()?)?;
-                    flags.node.get_or_insert_default().insert(id, addr);
+                    if flags.node.get_or_insert_default().insert(id.clone(), addr).is_some() {
+                        return Err(wrong("--node", format!("node {id} is given twice")));
+                    }
                 }
                 Long("node-timeout") => flags.node_timeout = Some(parser.value()?.string()?),
                 Long("state-dir") => flags.state_dir = Some(parser.value()?.into()),
@@ -283,7 +285,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_or_wrong_is_refused_by_name() {
-        let cases: [(&[&str], &str); 9] = [
+        let cases: [(&[&str], &str); 10] = [
             (&["--shere", "/x"], "--shere"),
             (&["-x"], "-x"),
             (&["stray"], "stray"),
@@ -292,6 +294,7 @@ mod tests {
             (&["--node", "127.0.0.1:5000"], "--node"),
             (&["--node", "a=127.0.0.1:5000"], "--node"),
             (&["--node", "0=127.0.0.1"], "--node"),
+            (&["--node", "0=a:1", "--node", "0=b:1"], "given twice"),
             (&["--node-timeout", "10"], "--node-timeout"),
         ];
         for (args, name) in cases {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{Timestamp, Unit};
 use wire::node::NodeResource;
 use wire::{EventNumber, InstanceId, JobId, NodeId};
 
@@ -31,14 +31,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(crate) struct Now {
     /// Monotonic.
     pub(crate) clock: Instant,
-    /// The time of day.
+    /// The time of day, to the millisecond: nobody can use more.
     pub(crate) wall: Timestamp,
 }
 
 impl Now {
     /// This moment.
     pub(crate) fn read() -> Now {
-        Now { clock: Instant::now(), wall: Timestamp::now() }
+        let wall = Timestamp::now();
+        Now { clock: Instant::now(), wall: wall.round(Unit::Millisecond).unwrap_or(wall) }
     }
 }
 

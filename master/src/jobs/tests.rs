@@ -2,12 +2,14 @@
 
 use std::sync::mpsc;
 
+use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
+
 use super::*;
 use crate::life::tests::report;
 use crate::scheduler::tests::resource;
 use crate::state_dir::Scratch;
 use wire::task::TaskReport;
-use wire::{CpuAmount, Reason};
+use wire::{Attempt, CpuAmount, EventNumber, Reason, State, TaskId};
 
 /// A master in a folder of its own, and its clock.
 struct Master {

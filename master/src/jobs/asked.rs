@@ -1,0 +1,113 @@
+//! What users ask of the owner: submissions, kills, and how things stand.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use wire::node::NodeResource;
+use wire::{JobId, JobSpec, NodeId, State};
+
+use super::{Active, Call, Doubted, Owner, RefusedJob, Reply, tell};
+use crate::job::{Job, Node};
+use crate::life::News;
+use crate::nodes::{Member, Now};
+use crate::scheduler::{Need, check_possible};
+
+impl Owner {
+    pub(super) fn submit(&mut self, specs: Vec<JobSpec>, reply: Sender<Result<Vec<Job>, RefusedJob>>, now: Now) {
+        match self.check_possible(&specs) {
+            Ok(()) => self.accept(specs, reply, now),
+            Err(refused) if refused.bad.field == "imageId" => self.doubt(specs, reply, now),
+            Err(refused) => tell(&reply, Err(refused)),
+        }
+    }
+
+    pub(super) fn doubt(&mut self, specs: Vec<JobSpec>, reply: Sender<Result<Vec<Job>, RefusedJob>>, now: Now) {
+        let answering = self.members.iter().filter(|(_, member)| member.room().is_some());
+        let asked: BTreeSet<NodeId> = answering.map(|(node, _)| *node).collect();
+        for node in &asked {
+            self.order_ask(*node, Duration::ZERO);
+        }
+        self.doubted.push(Doubted { specs, reply, asked });
+        self.settle_doubts(None, now);
+    }
+
+    /// A node has said what images it has now, or cannot.
+    pub(super) fn settle_doubts(&mut self, heard: Option<NodeId>, now: Now) {
+        for doubted in &mut self.doubted {
+            doubted.asked.retain(|node| Some(*node) != heard);
+        }
+        let settled: Vec<Doubted> = self.doubted.extract_if(.., |doubted| doubted.asked.is_empty()).collect();
+        for Doubted { specs, reply, .. } in settled {
+            match self.check_possible(&specs) {
+                Ok(()) => self.accept(specs, reply, now),
+                Err(refused) => tell(&reply, Err(refused)),
+            }
+        }
+    }
+
+    pub(super) fn accept(&mut self, specs: Vec<JobSpec>, reply: Sender<Result<Vec<Job>, RefusedJob>>, now: Now) {
+        let submitted_at = now.wall;
+        let ids: Vec<JobId> = specs.into_iter().map(|spec| self.add(spec, submitted_at)).collect();
+        self.turn.added.extend(&ids);
+        self.turn.durable = true;
+        self.turn.replies.push(Reply::Submitted(ids, reply));
+    }
+
+    pub(super) fn add(&mut self, spec: JobSpec, submitted_at: Timestamp) -> JobId {
+        let id = self.next_id;
+        self.next_id = JobId(id.0 + 1);
+        self.scheduler.wait(id, Need::of(&spec));
+        let job = Job::submitted(id, spec, submitted_at);
+        self.active.insert(id, Active { job, kill_asked: false, call: Call::Idle });
+        id
+    }
+
+    /// Refuses what no node could ever run, where that can be known: every node has told what it has.
+    pub(super) fn check_possible(&self, specs: &[JobSpec]) -> Result<(), RefusedJob> {
+        let configured = self.nodes.addrs.iter().filter_map(|(id, _)| self.members.get(id));
+        let told: Option<Vec<&NodeResource>> = configured.map(Member::resource).collect();
+        let Some(told) = told.filter(|told| !told.is_empty()) else { return Ok(()) };
+        let mut possible: HashSet<Need> = HashSet::new();
+        for (index, spec) in specs.iter().enumerate() {
+            let need = Need::of(spec);
+            if !possible.contains(&need) {
+                check_possible(spec, &told).map_err(|bad| RefusedJob { index, bad })?;
+                possible.insert(need);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn kill(&mut self, id: JobId, reply: Sender<Option<Job>>, now: Now) {
+        if self.active.contains_key(&id) || self.turn.ended.contains_key(&id) {
+            self.change(id, News::KillAsked, now);
+            return self.turn.replies.push(Reply::Killed(id, reply));
+        }
+        match self.store.job(id) {
+            Ok(kept) => tell(&reply, kept.map(|kept| kept.job)),
+            Err(error) => log::error!("{error}"),
+        }
+    }
+
+    pub(super) fn shown(&self) -> Vec<Node> {
+        self.members.values().map(Member::shown).collect()
+    }
+
+    pub(super) fn why(&self, id: JobId) -> Option<String> {
+        let job = &self.active.get(&id)?.job;
+        match job.status {
+            State::Pending => Some(self.scheduler.why_waiting(id, &job.spec, &self.shown())),
+            State::Assigned => {
+                let member = self.members.get(&job.placed?.node)?;
+                let (node, addr) = (job.placed?.node, member.shown().addr);
+                Some(match member.trouble() {
+                    Some(trouble) => format!("given to node {node} at {addr}, which does not answer: {trouble}"),
+                    None => format!("given to node {node} at {addr}, which has not started it yet"),
+                })
+            }
+            State::Running | State::Finished | State::Timeout | State::Failed | State::Killed => None,
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The calls the owner orders of nodes: each once at a time, and again until it is answered.
+
+use std::time::Duration;
+
+use wire::{Attempt, EventNumber, JobId, NodeId};
+
+use super::{Call, LONG_POLL, Owner};
+use crate::poller::Order;
+
+impl Owner {
+    /// Makes the calls that this node still owes us an answer to: creates that were not answered, kills not taken.
+    pub(super) fn call_again(&mut self, node: NodeId) {
+        let jobs: Vec<JobId> = self.members.get(&node).map(|member| member.jobs().collect()).unwrap_or_default();
+        for job in jobs {
+            self.call_create(job);
+            self.call_kill(job);
+        }
+    }
+
+    /// Sends a create whose answer we do not have. The same key is answered with the same task.
+    pub(super) fn call_create(&mut self, id: JobId) {
+        let Some(active) = self.active.get_mut(&id).filter(|active| active.call == Call::Idle) else { return };
+        let unanswered = active.job.placed.filter(|placed| placed.task.is_none());
+        if let Some(placed) = unanswered {
+            active.call = Call::Creating;
+            self.turn.to_create.entry(placed.node).or_default().push(id);
+        }
+    }
+
+    pub(super) fn call_kill(&mut self, id: JobId) {
+        let Some(active) = self.active.get_mut(&id) else { return };
+        let due = active.kill_asked && active.call == Call::Idle;
+        if let Some((node, task)) =
+            active.job.placed.and_then(|placed| Some((placed.node, placed.task.filter(|_| due)?)))
+        {
+            active.call = Call::Killing;
+            self.turn.orders.push(Order::Kill { node, job: id, task });
+        }
+    }
+
+    pub(super) fn call_ended(&mut self, id: JobId, attempt: Option<Attempt>, call: Call) {
+        if let Some(active) = self.active.get_mut(&id) {
+            let same = active.call == call && attempt.is_none_or(|attempt| attempt == active.job.attempt);
+            if same {
+                active.call = Call::Idle;
+            }
+        }
+    }
+
+    pub(super) fn order_poll(&mut self, node: NodeId, delay: Duration) {
+        let Some(member) = self.members.get(&node) else { return };
+        // A roll call that was not answered is called again.
+        if member.is_rolling() {
+            return self.order_roll_call(node, delay);
+        }
+        let after = member.followed().map_or(EventNumber(0), |(_, after)| after);
+        // From a node in trouble a sign of life is wanted at once, whether or not anything happened there.
+        let wait = if member.trouble().is_none() { LONG_POLL } else { Duration::ZERO };
+        self.turn.orders.push(Order::Poll { node, after, wait, delay });
+    }
+
+    pub(super) fn order_roll_call(&mut self, node: NodeId, delay: Duration) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        let numbered = |id: &JobId| {
+            self.active.get(id).and_then(|active| active.job.placed).is_some_and(|placed| placed.task.is_some())
+        };
+        let numbered = member.jobs().filter(numbered).collect();
+        member.call_the_roll(numbered);
+        self.turn.orders.push(Order::Poll { node, after: EventNumber(0), wait: Duration::ZERO, delay });
+    }
+
+    pub(super) fn order_ask(&mut self, node: NodeId, delay: Duration) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        if !std::mem::replace(&mut member.asked_what_is_free, true) {
+            self.turn.orders.push(Order::Ask { node, delay });
+        }
+    }
+}

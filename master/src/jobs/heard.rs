@@ -1,0 +1,212 @@
+//! What nodes say to the owner: events, answers to creates and kills, what is free, or nothing.
+
+use std::time::Duration;
+
+use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
+use wire::task::TaskReport;
+use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, TaskId};
+
+use super::{AFTER_A_FAILED_CALL, AFTER_NO_ROOM, Call, Owner};
+use crate::life::News;
+use crate::nodes::{Member, Now, Whose};
+use crate::poller::{Heard, Said};
+
+impl Owner {
+    pub(super) fn hear(&mut self, Heard { node, said }: Heard, now: Now) {
+        if !self.members.contains_key(&node) {
+            return;
+        }
+        self.turn.touched.insert(node);
+        match said {
+            Said::Events { after, answer: Ok(events) } => self.hear_events(node, after, events, now),
+            Said::Events { answer: Err(why), .. } => self.hear_silence(node, &why, now),
+            Said::Created { tasks, answer } => self.hear_created(node, &tasks, answer, now),
+            Said::Killed { job, task, answer } => self.hear_killed(node, job, task, answer, now),
+            Said::Free { answer } => {
+                self.hear_free(node, answer, now);
+                self.settle_doubts(Some(node), now);
+            }
+        }
+    }
+
+    pub(super) fn hear_silence(&mut self, node: NodeId, why: &str, now: Now) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        let (delay, lost_now) = member.failed(why, self.nodes.time_out, now);
+        if lost_now {
+            log::warn!("node {node} is lost: {why}");
+        }
+        self.order_poll(node, delay);
+    }
+
+    pub(super) fn hear_events(&mut self, node: NodeId, after: EventNumber, events: Events, now: Now) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        let resource = events.resource;
+        if resource.node_id != node {
+            let why = format!("it calls itself node {}; hint: start it with --node-id {node}", resource.node_id);
+            self.hear_silence(node, &why, now);
+            return;
+        }
+        let instance = resource.instance.clone();
+        let stranger = member.whose(&instance) == Whose::Stranger;
+        let went_back = events.last < after;
+        if member.answered(resource, now) {
+            log::info!("node {node} is ready");
+        }
+        if stranger {
+            log::warn!("node {node} has another state dir than before; the tasks it had are lost");
+            self.forget_all(node, now);
+        }
+        if after > EventNumber(0) && (stranger || went_back) {
+            // These events were counted from a number of another history.
+            self.follow_node(node, instance, EventNumber(0));
+            self.order_roll_call(node, Duration::ZERO);
+            return;
+        }
+        self.hear_reports(node, &events.events, now);
+        self.follow_node(node, instance, events.last);
+        self.order_poll(node, Duration::ZERO);
+        self.call_again(node);
+    }
+
+    pub(super) fn hear_reports(&mut self, node: NodeId, reports: &[TaskReport], now: Now) {
+        let mut missing = self.members.get_mut(&node).map(Member::end_roll_call).unwrap_or_default();
+        for report in reports {
+            let Some(job) = report.key.job_id.filter(|_| report.key.master.as_ref() == Some(&self.instance)) else {
+                continue;
+            };
+            missing.remove(&job);
+            self.change(job, News::Reported(node, report), now);
+            let attempt = self.active.get(&job).map(|active| active.job.attempt);
+            if let Some(member) = self.members.get_mut(&node).filter(|_| attempt == report.key.attempt) {
+                member.count(job);
+            }
+        }
+        for job in missing.into_iter().filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
+            log::warn!("node {node} knows nothing of job {job}; it is lost");
+            self.change(job, News::Forgotten(node), now);
+        }
+    }
+
+    pub(super) fn forget_all(&mut self, node: NodeId, now: Now) {
+        let jobs: Vec<JobId> = self.members.get(&node).map(|member| member.jobs().collect()).unwrap_or_default();
+        for job in jobs {
+            self.change(job, News::Forgotten(node), now);
+        }
+    }
+
+    pub(super) fn follow_node(&mut self, node: NodeId, instance: InstanceId, last: EventNumber) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        if member.followed() == Some((&instance, last)) {
+            return;
+        }
+        member.follow(instance, last);
+        self.turn.followed.insert(node);
+    }
+
+    pub(super) fn hear_created(
+        &mut self,
+        node: NodeId,
+        tasks: &[(JobId, Attempt)],
+        answer: Result<Vec<Answer<Created>>, String>,
+        now: Now,
+    ) {
+        for (job, attempt) in tasks {
+            self.call_ended(*job, Some(*attempt), Call::Creating);
+        }
+        let answers = answer.and_then(|answers| {
+            let whole = answers.len() == tasks.len();
+            let short = || format!("{} tasks were asked for and {} answered", tasks.len(), answers.len());
+            if whole { Ok(answers) } else { Err(short()) }
+        });
+        match answers {
+            Ok(answers) => {
+                for ((job, attempt), answer) in tasks.iter().zip(answers) {
+                    self.hear_created_one(node, *job, *attempt, answer.into_result(), now);
+                    self.call_kill(*job);
+                }
+            }
+            Err(why) => {
+                log::warn!("node {node} did not take {} jobs, they are sent again: {why}", tasks.len());
+                self.order_ask(node, AFTER_A_FAILED_CALL);
+            }
+        }
+    }
+
+    pub(super) fn hear_created_one(
+        &mut self,
+        node: NodeId,
+        job: JobId,
+        attempt: Attempt,
+        answer: Result<Created, Refusal>,
+        now: Now,
+    ) {
+        match answer {
+            Ok(created) => self.change(job, News::Accepted(attempt, created.task_id), now),
+            Err(Refusal { code: RefusalCode::NoRoom, .. }) => self.change(job, News::NoRoom(attempt), now),
+            Err(refusal) => match refusal.code {
+                RefusalCode::BadInput | RefusalCode::Impossible | RefusalCode::NotFound | RefusalCode::Unknown => {
+                    self.change(job, News::Refused(attempt, &in_words(&refusal)), now);
+                }
+                _ => {
+                    log::warn!("node {node} did not take job {job}, it is sent again: {}", refusal.message);
+                    self.order_ask(node, AFTER_A_FAILED_CALL);
+                }
+            },
+        }
+    }
+
+    pub(super) fn hear_killed(
+        &mut self,
+        node: NodeId,
+        job: JobId,
+        task: TaskId,
+        answer: Result<Result<(), Refusal>, String>,
+        now: Now,
+    ) {
+        self.call_ended(job, None, Call::Killing);
+        let Some(active) = self.active.get_mut(&job) else { return };
+        let same = active.job.placed.is_some_and(|placed| placed.node == node && placed.task == Some(task));
+        match answer {
+            Ok(Ok(())) if same => active.call = Call::KillTaken,
+            // The end of a task the node has forgotten was acknowledged, so committed; this job's was not.
+            Ok(Err(Refusal { code: RefusalCode::NotFound, .. })) if same => {
+                self.change(job, News::Forgotten(node), now);
+            }
+            Ok(Err(refusal)) if same => {
+                log::warn!("node {node} did not kill task {task}, it is asked again: {}", refusal.message);
+                self.order_ask(node, AFTER_A_FAILED_CALL);
+            }
+            Err(why) if same => {
+                log::warn!("node {node} did not hear that task {task} is to be killed, it is asked again: {why}");
+                self.order_ask(node, AFTER_A_FAILED_CALL);
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    pub(super) fn hear_free(&mut self, node: NodeId, answer: Result<NodeResource, String>, now: Now) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        member.asked_what_is_free = false;
+        let acquainted = member.followed().is_some_and(|(instance, _)| {
+            answer.as_ref().is_ok_and(|said| said.instance == *instance && said.node_id == node)
+        });
+        match answer {
+            Ok(said) if acquainted => {
+                member.answered(said, now);
+                self.call_again(node);
+            }
+            // Somebody else answers there; the next events say who.
+            Ok(_) => {}
+            // While it does not answer at all the poll finds out when it does; this is for what only fails now and then.
+            Err(_) if member.trouble().is_none() => self.order_ask(node, AFTER_NO_ROOM),
+            Err(_) => {}
+        }
+    }
+}
+
+fn in_words(refusal: &Refusal) -> String {
+    match &refusal.field {
+        Some(field) => format!("{field}: {}", refusal.message),
+        None => refusal.message.clone(),
+    }
+}
