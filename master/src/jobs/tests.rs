@@ -325,6 +325,19 @@ fn a_node_with_another_state_dir_has_lost_its_tasks_and_is_read_from_the_start()
 }
 
 #[test]
+fn the_new_state_dir_of_a_node_is_remembered_over_a_restart() {
+    let mut master = running();
+    let wiped = || NodeResource { instance: InstanceId("f".repeat(32)), ..node() };
+    master.tells(wiped(), 2, 0, vec![]);
+    master.tells(wiped(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.says(0, answer(2, 1, created(1)));
+    master.start();
+    master.tells(wiped(), 0, 1, vec![said(2, 1, State::Running)]);
+    assert_eq!(master.job(2).status, State::Running);
+}
+
+#[test]
 fn a_node_whose_history_went_back_is_asked_for_all_it_knows() {
     let mut master = running();
     assert_eq!(polls(&master.tells(node(), 2, 1, vec![])), [(0, false)]);
