@@ -340,8 +340,10 @@ impl Scheduler {
         if self.reserved.as_ref().is_some_and(|reserved| reserved.job <= job) {
             return;
         }
-        let able = self.rooms.iter().filter(|(_, room)| need.could_run_on(&room.said));
-        if let Some((&node, _)) = able.max_by_key(|(node, room)| (room.free.mem, std::cmp::Reverse(**node))) {
+        // Of those with anything free the freest, else the first: neither looks at more nodes than it must.
+        let by_free = self.by_free.iter().rev().map(|(_, node)| node.0);
+        let able = |node: &NodeId| self.rooms.get(node).is_some_and(|room| need.could_run_on(&room.said));
+        if let Some(node) = by_free.chain(self.rooms.keys().copied()).find(able) {
             self.reserved = Some(Reservation { job, node, need, beside: BTreeMap::new() });
         }
     }
