@@ -40,29 +40,29 @@ const DEFAULT_PAGE: u32 = 100;
 const TAIL_BYTES: u64 = 64 << 10;
 
 /// What all workers share.
-pub(crate) struct Shared {
+pub struct Shared {
     /// Who may call.
-    pub(crate) access: Access,
+    pub access: Access,
     /// The owner of the jobs.
-    pub(crate) owner: Sender<Message>,
+    pub owner: Sender<Message>,
     /// Where logs are read.
-    pub(crate) logs: Logs,
+    pub logs: Logs,
 }
 
 /// One worker.
-pub(crate) struct Api {
+pub struct Api {
     shared: Arc<Shared>,
     reader: Reader,
 }
 
 impl Api {
     /// A worker with its own view of the database.
-    pub(crate) fn new(shared: Arc<Shared>, reader: Reader) -> Api {
+    pub fn new(shared: Arc<Shared>, reader: Reader) -> Api {
         Api { shared, reader }
     }
 
     /// Answers requests until tiny_http can give no more, and says why.
-    pub(crate) fn serve(&self, server: &tiny_http::Server) -> io::Error {
+    pub fn serve(&self, server: &tiny_http::Server) -> io::Error {
         loop {
             match server.recv() {
                 Ok(request) => self.serve_one(request),

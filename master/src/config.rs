@@ -11,7 +11,7 @@ use serde::Deserialize;
 use wire::NodeId;
 
 /// What `--help` prints.
-pub(crate) const HELP: &str = "\
+pub const HELP: &str = "\
 berth-master: takes jobs over HTTP, places them on nodes, shows them as plain HTML
 
 usage: berth-master [options]
@@ -32,26 +32,26 @@ In the file, `node` is a table: [node] 0 = \"127.0.0.1:5000\"; `host` is a list.
 
 /// What the operator wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Config {
+pub struct Config {
     /// Where to answer.
-    pub(crate) listen: SocketAddr,
+    pub listen: SocketAddr,
     /// The nodes and where they listen, as written.
-    pub(crate) nodes: BTreeMap<NodeId, String>,
+    pub nodes: BTreeMap<NodeId, String>,
     /// A node silent for so long is lost.
-    pub(crate) node_timeout: Duration,
+    pub node_timeout: Duration,
     /// The database's folder.
-    pub(crate) state_dir: PathBuf,
+    pub state_dir: PathBuf,
     /// The folder that master and nodes all see.
-    pub(crate) share: Option<PathBuf>,
+    pub share: Option<PathBuf>,
     /// Where the token is.
-    pub(crate) token_file: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
     /// Names browsers may use.
-    pub(crate) hosts: Vec<String>,
+    pub hosts: Vec<String>,
 }
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub enum Wanted {
     /// To serve.
     Serve(Config),
     /// To print the help and leave.
@@ -62,7 +62,7 @@ pub(crate) enum Wanted {
 
 /// Why the command line or the file was refused.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
+pub enum ConfigError {
     /// A flag is unknown, or lacks its value.
     #[error("{0}; hint: berth-master --help")]
     Flag(#[from] lexopt::Error),
@@ -117,7 +117,7 @@ struct Said {
 
 impl Wanted {
     /// Reads a command line (without the program's name) and the file it names.
-    pub(crate) fn read(args: impl IntoIterator<Item = OsString>) -> Result<Wanted, ConfigError> {
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Wanted, ConfigError> {
         let mut flags = Said::default();
         let mut file = None;
         let mut parser = lexopt::Parser::from_args(args);
@@ -221,7 +221,7 @@ fn read_duration(text: &str) -> Option<Duration> {
 
 impl Config {
     /// Where each node's name leads. Asks the resolver, so this may take a while.
-    pub(crate) fn resolve_nodes(&self) -> Result<BTreeMap<NodeId, SocketAddr>, ConfigError> {
+    pub fn resolve_nodes(&self) -> Result<BTreeMap<NodeId, SocketAddr>, ConfigError> {
         let resolved = self.nodes.iter().map(|(node, addr)| Ok((*node, resolve(*node, addr)?)));
         resolved.collect()
     }

@@ -31,12 +31,12 @@ use std::thread::JoinHandle;
 use mio::{Poll, Waker};
 use wire::http::{Limits, Server};
 
-pub(crate) use private_socket::listen_privately;
+pub use private_socket::listen_privately;
 use relay::{Relay, SERVER_TOKENS, WAKE};
 
 /// Why there is no gate.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum GateError {
+pub enum GateError {
     /// The network address cannot be listened on.
     #[error("cannot listen on {addr}: {cause}; hint: is another master running there? give --listen ADDR:PORT")]
     Listen {
@@ -60,7 +60,7 @@ pub(crate) enum GateError {
 
 /// A running gate.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub struct Gate {
     addr: SocketAddr,
     stopping: Arc<AtomicBool>,
     waker: Waker,
@@ -69,7 +69,7 @@ pub(crate) struct Gate {
 
 /// Opens the gate: clients come in at `listen`, their requests go on to the HTTP server at the Unix
 /// socket `upstream`, which must be listening already.
-pub(crate) fn start(listen: SocketAddr, upstream: PathBuf, limits: Limits) -> Result<Gate, GateError> {
+pub fn start(listen: SocketAddr, upstream: PathBuf, limits: Limits) -> Result<Gate, GateError> {
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), WAKE)?;
     let limits = within_file_limit(limits);
@@ -84,13 +84,13 @@ pub(crate) fn start(listen: SocketAddr, upstream: PathBuf, limits: Limits) -> Re
 
 impl Gate {
     /// Where it listens; with port 0 asked for, the port that was given.
-    pub(crate) fn local_addr(&self) -> SocketAddr {
+    pub fn local_addr(&self) -> SocketAddr {
         self.addr
     }
 
     /// Takes no new connections, lets requests in progress come to their end for some seconds, and
     /// returns when the last connection is closed.
-    pub(crate) fn stop(self) {
+    pub fn stop(self) {
         self.stopping.store(true, Ordering::Release);
         if let Err(error) = self.waker.wake() {
             return log::error!("cannot stop the gate: {error}");

@@ -8,45 +8,45 @@ use wire::{Attempt, JobId, JobSpec, NodeId, Reason, State, TaskId};
 
 /// One job: what was asked, and what has become of it.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Job {
+pub struct Job {
     /// Its number.
-    pub(crate) id: JobId,
+    pub id: JobId,
     /// What its user submitted.
-    pub(crate) spec: JobSpec,
+    pub spec: JobSpec,
     /// Where it stands.
-    pub(crate) status: State,
+    pub status: State,
     /// Why it failed.
-    pub(crate) cause: Option<Reason>,
+    pub cause: Option<Reason>,
     /// The command's exit status, if it exited.
-    pub(crate) exit_code: Option<i32>,
+    pub exit_code: Option<i32>,
     /// Where it was placed last.
-    pub(crate) placed: Option<Placed>,
+    pub placed: Option<Placed>,
     /// How often it was placed; `Attempt(0)` before the first time.
-    pub(crate) attempt: Attempt,
+    pub attempt: Attempt,
     /// When it was accepted.
-    pub(crate) submitted_at: Timestamp,
+    pub submitted_at: Timestamp,
     /// When the command started, by the node's clock.
-    pub(crate) started_at: Option<Timestamp>,
+    pub started_at: Option<Timestamp>,
     /// When it reached its final state.
-    pub(crate) ended_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
     /// CPU time used, in milliseconds; known once ended.
-    pub(crate) cpu_ms: Option<u64>,
+    pub cpu_ms: Option<u64>,
     /// The most memory it held, in bytes; known once ended.
-    pub(crate) memory_peak_bytes: Option<u64>,
+    pub memory_peak_bytes: Option<u64>,
 }
 
 /// A job's place: the node, and the task there once the node has named it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Placed {
+pub struct Placed {
     /// The node.
-    pub(crate) node: NodeId,
+    pub node: NodeId,
     /// The node's number for this attempt.
-    pub(crate) task: Option<TaskId>,
+    pub task: Option<TaskId>,
 }
 
 impl Job {
     /// A job nobody has placed yet.
-    pub(crate) fn submitted(id: JobId, spec: JobSpec, submitted_at: Timestamp) -> Job {
+    pub fn submitted(id: JobId, spec: JobSpec, submitted_at: Timestamp) -> Job {
         Job {
             id,
             spec,
@@ -64,7 +64,7 @@ impl Job {
     }
 
     /// Why it failed, in words.
-    pub(crate) fn reason(&self) -> Option<String> {
+    pub fn reason(&self) -> Option<String> {
         self.cause.as_ref().map(ToString::to_string)
     }
 }
@@ -100,20 +100,20 @@ impl Serialize for Job {
 
 /// A node as the master shows it.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Node {
+pub struct Node {
     /// Its number.
-    pub(crate) id: NodeId,
+    pub id: NodeId,
     /// Where it listens, as the operator wrote it.
-    pub(crate) addr: String,
+    pub addr: String,
     /// Whether it answers.
-    pub(crate) state: NodeState,
+    pub state: NodeState,
     /// What it last said of itself.
-    pub(crate) resource: Option<NodeResource>,
+    pub resource: Option<NodeResource>,
 }
 
 /// Whether a node answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NodeState {
+pub enum NodeState {
     /// Not heard of yet since this master started.
     Unknown,
     /// It answers.
@@ -129,7 +129,7 @@ pub(crate) enum NodeState {
 
 impl NodeState {
     /// The state as JSON and HTML show it.
-    pub(crate) const fn as_str(&self) -> &'static str {
+    pub const fn as_str(&self) -> &'static str {
         match self {
             NodeState::Unknown => "unknown",
             NodeState::Ready => "ready",
@@ -168,11 +168,11 @@ impl Serialize for Node {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub mod tests {
     use super::*;
 
     /// A job that asks for little.
-    pub(crate) fn spec() -> JobSpec {
+    pub fn spec() -> JobSpec {
         let text = r#"{"name":"a","resource":{"cpu":1,"mem":64},"commandLine":"sleep 5","imageId":"busybox"}"#;
         wire::json::from_slice(text.as_bytes()).unwrap()
     }

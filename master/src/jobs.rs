@@ -67,7 +67,7 @@ const STAGGER: Duration = Duration::from_millis(1);
 
 /// What the owner is told or asked. A reply that never comes means that it could not be written down.
 #[derive(Debug)]
-pub(crate) enum Message {
+pub enum Message {
     /// Take these jobs, all or none.
     Submit {
         /// Checked by themselves already.
@@ -102,11 +102,11 @@ pub(crate) enum Message {
 
 /// A job of a list that was refused, and so the whole list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RefusedJob {
+pub struct RefusedJob {
     /// Which of the list, from 0.
-    pub(crate) index: usize,
+    pub index: usize,
     /// Why.
-    pub(crate) bad: BadInput,
+    pub bad: BadInput,
 }
 
 /// A call to the job's node, so that it is not made twice at once.
@@ -175,15 +175,15 @@ struct Doubted {
 
 /// The nodes as configured.
 #[derive(Debug, Clone)]
-pub(crate) struct Nodes {
+pub struct Nodes {
     /// Number and address of each.
-    pub(crate) addrs: Vec<(NodeId, String)>,
+    pub addrs: Vec<(NodeId, String)>,
     /// A node silent for so long is lost.
-    pub(crate) time_out: Duration,
+    pub time_out: Duration,
 }
 
 /// The owner. See the head of this file.
-pub(crate) struct Owner {
+pub struct Owner {
     store: Store,
     instance: InstanceId,
     nodes: Nodes,
@@ -196,7 +196,7 @@ pub(crate) struct Owner {
 }
 
 /// Runs the owner until it is told to stop or the database fails for good. `carry_out` sends orders to the poller.
-pub(crate) fn run(
+pub fn run(
     mut owner: Owner,
     messages: &Receiver<Message>,
     mut carry_out: impl FnMut(Vec<Order>),
@@ -218,7 +218,7 @@ pub(crate) fn run(
 
 impl Owner {
     /// Reads what was active when the last master stopped.
-    pub(crate) fn new(store: Store, nodes: Nodes, now: Now) -> Result<Owner, StoreError> {
+    pub fn new(store: Store, nodes: Nodes, now: Now) -> Result<Owner, StoreError> {
         let instance = store.instance()?;
         let members = nodes.addrs.iter().map(|(id, addr)| (*id, Member::new(*id, addr.clone(), now))).collect();
         let (active, scheduler, doubted, turn) = Default::default();
@@ -252,7 +252,7 @@ impl Owner {
     }
 
     /// The first roll call of every node.
-    pub(crate) fn first_orders(&mut self) -> Vec<Order> {
+    pub fn first_orders(&mut self) -> Vec<Order> {
         let ids: Vec<NodeId> = self.nodes.addrs.iter().map(|(id, _)| *id).collect();
         let mut delay = Duration::ZERO;
         for node in ids {
@@ -263,7 +263,7 @@ impl Owner {
     }
 
     /// One turn. Returns the orders that follow from what is now committed; an error is the end.
-    pub(crate) fn turn(&mut self, messages: Vec<Message>, now: Now) -> Result<Vec<Order>, StoreError> {
+    pub fn turn(&mut self, messages: Vec<Message>, now: Now) -> Result<Vec<Order>, StoreError> {
         let unheard: Vec<(NodeId, bool)> = messages.iter().filter_map(who_speaks).collect();
         self.apply(messages, now);
         match self.write() {

@@ -19,7 +19,7 @@ use crate::job::{Job, Placed};
 
 /// What happened to a job.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum News<'a> {
+pub enum News<'a> {
     /// The scheduler found a node for it.
     Placed(NodeId),
     /// Somebody wants it to end.
@@ -38,7 +38,7 @@ pub(crate) enum News<'a> {
 
 /// What news changes.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Change {
+pub enum Change {
     /// It belongs to a node now, as the next attempt.
     Assigned {
         /// Which.
@@ -68,19 +68,19 @@ pub(crate) enum Change {
 
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct End {
+pub struct End {
     /// A final state.
-    pub(crate) status: State,
+    pub status: State,
     /// Why it failed.
-    pub(crate) cause: Option<Reason>,
+    pub cause: Option<Reason>,
     /// When.
-    pub(crate) at: Timestamp,
+    pub at: Timestamp,
     /// What the node told, if the end came from there.
-    pub(crate) report: Option<TaskReport>,
+    pub report: Option<TaskReport>,
 }
 
 /// What `news` changes about `job`; `None`: nothing. `kill_asked`: somebody wants its end already.
-pub(crate) fn change(job: &Job, kill_asked: bool, news: News<'_>, now: Timestamp) -> Option<Change> {
+pub fn change(job: &Job, kill_asked: bool, news: News<'_>, now: Timestamp) -> Option<Change> {
     match job.status {
         State::Pending => change_of_pending(job, news, now),
         State::Assigned => change_of_assigned(job, kill_asked, news, now),
@@ -165,7 +165,7 @@ fn ended(status: State, cause: Option<Reason>, now: Timestamp) -> Change {
 
 impl Change {
     /// Makes it so.
-    pub(crate) fn apply(self, job: &mut Job) {
+    pub fn apply(self, job: &mut Job) {
         match self {
             Change::Assigned { node, attempt } => {
                 job.status = State::Assigned;
@@ -210,7 +210,7 @@ fn number(job: &mut Job, task: TaskId) {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub mod tests {
     use super::*;
     use crate::job::tests::spec;
     use wire::task::TaskOrigin;
@@ -220,7 +220,7 @@ pub(crate) mod tests {
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
     /// A report as a node would give it.
-    pub(crate) fn report(job: JobId, attempt: Attempt, task: TaskId, status: State) -> TaskReport {
+    pub fn report(job: JobId, attempt: Attempt, task: TaskId, status: State) -> TaskReport {
         TaskReport {
             event: EventNumber(task.0),
             task_id: task,

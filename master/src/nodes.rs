@@ -28,16 +28,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// One moment, on both clocks: the first measures, the second is shown.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Now {
+pub struct Now {
     /// Monotonic.
-    pub(crate) clock: Instant,
+    pub clock: Instant,
     /// The time of day, to the millisecond: nobody can use more.
-    pub(crate) wall: Timestamp,
+    pub wall: Timestamp,
 }
 
 impl Now {
     /// This moment.
-    pub(crate) fn read() -> Now {
+    pub fn read() -> Now {
         let wall = Timestamp::now();
         Now { clock: Instant::now(), wall: wall.round(Unit::Millisecond).unwrap_or(wall) }
     }
@@ -53,7 +53,7 @@ struct Held {
 
 /// Whose answer it was, compared with the node we gave our tasks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Whose {
+pub enum Whose {
     /// The same node, or one we have never heard of.
     Known,
     /// Another state dir: the tasks we gave are not there.
@@ -62,7 +62,7 @@ pub(crate) enum Whose {
 
 /// A node, as the owner of the jobs keeps it.
 #[derive(Debug)]
-pub(crate) struct Member {
+pub struct Member {
     id: NodeId,
     addr: String,
     state: NodeState,
@@ -83,12 +83,12 @@ pub(crate) struct Member {
     /// It turned a job away; nothing new until it has spoken again.
     full: bool,
     /// Somebody will ask it what is free.
-    pub(crate) asked_what_is_free: bool,
+    pub asked_what_is_free: bool,
 }
 
 impl Member {
     /// A node nobody has heard of since this master started.
-    pub(crate) fn new(id: NodeId, addr: String, now: Now) -> Member {
+    pub fn new(id: NodeId, addr: String, now: Now) -> Member {
         Member {
             id,
             addr,
@@ -109,47 +109,47 @@ impl Member {
     }
 
     /// A node that some job is still on, though nobody configured it any more.
-    pub(crate) fn stray(id: NodeId, now: Now) -> Member {
+    pub fn stray(id: NodeId, now: Now) -> Member {
         let mut member = Member::new(id, "unknown".to_owned(), now);
         member.failed(&format!("no --node names it; hint: give --node {id}=ADDRESS"), Duration::ZERO, now);
         member
     }
 
     /// The node as it is shown.
-    pub(crate) fn shown(&self) -> Node {
+    pub fn shown(&self) -> Node {
         let resource = self.resource.as_deref().cloned();
         Node { id: self.id, addr: self.addr.clone(), state: self.state.clone(), resource }
     }
 
     /// What it last said of itself.
-    pub(crate) fn resource(&self) -> Option<&NodeResource> {
+    pub fn resource(&self) -> Option<&NodeResource> {
         self.resource.as_deref()
     }
 
     /// What the last exchange said, if it failed.
-    pub(crate) fn trouble(&self) -> Option<&str> {
+    pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
 
     /// Its name and the last event of it that we wrote down, once it has a name.
-    pub(crate) fn followed(&self) -> Option<(&InstanceId, EventNumber)> {
+    pub fn followed(&self) -> Option<(&InstanceId, EventNumber)> {
         self.instance.as_ref().map(|instance| (instance, self.acknowledged))
     }
 
     /// What is kept of it, once it has a name.
-    pub(crate) fn kept(&self) -> Option<KeptNode> {
+    pub fn kept(&self) -> Option<KeptNode> {
         let instance = self.instance.clone()?;
         Some(KeptNode { id: self.id, instance, acknowledged: self.acknowledged })
     }
 
     /// Follows this node's events from here on.
-    pub(crate) fn follow(&mut self, instance: InstanceId, acknowledged: EventNumber) {
+    pub fn follow(&mut self, instance: InstanceId, acknowledged: EventNumber) {
         self.instance = Some(instance);
         self.acknowledged = acknowledged;
     }
 
     /// Whether `instance` is the node our tasks are on.
-    pub(crate) fn whose(&self, instance: &InstanceId) -> Whose {
+    pub fn whose(&self, instance: &InstanceId) -> Whose {
         match &self.instance {
             Some(known) if known != instance => Whose::Stranger,
             Some(_) | None => Whose::Known,
@@ -157,22 +157,22 @@ impl Member {
     }
 
     /// All of its tasks are about to be asked for; `numbered` are the jobs it must know.
-    pub(crate) fn call_the_roll(&mut self, numbered: BTreeSet<JobId>) {
+    pub fn call_the_roll(&mut self, numbered: BTreeSet<JobId>) {
         self.roll_call = Some(numbered);
     }
 
     /// Whether a roll call has not been answered yet.
-    pub(crate) fn is_rolling(&self) -> bool {
+    pub fn is_rolling(&self) -> bool {
         self.roll_call.is_some()
     }
 
     /// The answer to the last roll call is here: the jobs it must hold.
-    pub(crate) fn end_roll_call(&mut self) -> BTreeSet<JobId> {
+    pub fn end_roll_call(&mut self) -> BTreeSet<JobId> {
         self.roll_call.take().unwrap_or_default()
     }
 
     /// It answered. Returns whether it had been lost or unknown.
-    pub(crate) fn answered(&mut self, resource: NodeResource, now: Now) -> bool {
+    pub fn answered(&mut self, resource: NodeResource, now: Now) -> bool {
         let returned = self.state != NodeState::Ready;
         self.state = NodeState::Ready;
         self.resource = Some(Arc::new(resource));
@@ -184,7 +184,7 @@ impl Member {
     }
 
     /// It did not answer, and why. Returns how long to wait before trying again, and whether it is lost just now.
-    pub(crate) fn failed(&mut self, why: &str, time_out: Duration, now: Now) -> (Duration, bool) {
+    pub fn failed(&mut self, why: &str, time_out: Duration, now: Now) -> (Duration, bool) {
         let silent_for = now.clock.saturating_duration_since(self.silent_since.clock);
         let was_lost = matches!(self.state, NodeState::Lost { .. });
         if was_lost || silent_for >= time_out {
@@ -197,12 +197,12 @@ impl Member {
     }
 
     /// It turned a job away.
-    pub(crate) fn is_full(&mut self) {
+    pub fn is_full(&mut self) {
         self.full = true;
     }
 
     /// A job of ours was placed here.
-    pub(crate) fn hold(&mut self, job: JobId, amount: Amount) {
+    pub fn hold(&mut self, job: JobId, amount: Amount) {
         if self.held.insert(job, Held { amount, counted: false }).is_none() {
             self.ours = self.ours.plus(amount);
             self.uncounted = self.uncounted.plus(amount);
@@ -210,7 +210,7 @@ impl Member {
     }
 
     /// What the node says is free leaves this job out from now on.
-    pub(crate) fn count(&mut self, job: JobId) {
+    pub fn count(&mut self, job: JobId) {
         if let Some(held) = self.held.get_mut(&job).filter(|held| !held.counted) {
             held.counted = true;
             self.uncounted = self.uncounted.minus(held.amount);
@@ -218,7 +218,7 @@ impl Member {
     }
 
     /// A job of ours is no longer here.
-    pub(crate) fn release(&mut self, job: JobId) {
+    pub fn release(&mut self, job: JobId) {
         if let Some(held) = self.held.remove(&job) {
             self.ours = self.ours.minus(held.amount);
             if !held.counted {
@@ -228,20 +228,20 @@ impl Member {
     }
 
     /// No job of ours is here, and nothing was asked.
-    pub(crate) fn release_all(&mut self) {
+    pub fn release_all(&mut self) {
         self.held.clear();
         (self.ours, self.uncounted) = (Amount::default(), Amount::default());
         self.asked_what_is_free = false;
     }
 
     /// Our jobs here.
-    pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> + '_ {
+    pub fn jobs(&self) -> impl Iterator<Item = JobId> + '_ {
         self.held.keys().copied()
     }
 
     /// What new jobs may use, if it takes any. The node's total less all of ours is never too much for us alone;
     /// what the node said is free, less those of ours it may not have counted yet, makes room for other masters'.
-    pub(crate) fn room(&self) -> Option<(Arc<NodeResource>, Amount)> {
+    pub fn room(&self) -> Option<(Arc<NodeResource>, Amount)> {
         let said = self.resource.as_ref()?;
         let takes = self.state == NodeState::Ready && self.trouble.is_none() && !self.full;
         let by_ours = Amount::total_of(said).minus(self.ours);

@@ -33,13 +33,13 @@ const PIECE_BYTES: u64 = 512 << 10;
 
 /// One log of one task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LogOf {
+pub struct LogOf {
     /// The node that wrote it.
-    pub(crate) node: NodeId,
+    pub node: NodeId,
     /// Its task.
-    pub(crate) task: TaskId,
+    pub task: TaskId,
     /// Which of its logs.
-    pub(crate) log: Log,
+    pub log: Log,
 }
 
 /// Which part of it.
@@ -53,16 +53,16 @@ enum Part {
 
 /// Bytes of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub struct Piece {
     /// The bytes.
-    pub(crate) bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
     /// How many the whole log had when it was read.
-    pub(crate) total: u64,
+    pub total: u64,
 }
 
 /// Why a log cannot be shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum LogError {
+pub enum LogError {
     /// Neither the share nor the node has it.
     #[error("there is no such log")]
     Missing,
@@ -79,7 +79,7 @@ pub(crate) enum LogError {
 
 /// Where logs are, and the threads that read them.
 #[derive(Clone)]
-pub(crate) struct Logs {
+pub struct Logs {
     queue: SyncSender<LogRead>,
     stuck: Arc<AtomicUsize>,
 }
@@ -117,7 +117,7 @@ impl Fate {
 
 impl Logs {
     /// Starts the reading threads.
-    pub(crate) fn start(
+    pub fn start(
         share: Option<PathBuf>,
         nodes: BTreeMap<NodeId, SocketAddr>,
         token: Option<&Token>,
@@ -135,14 +135,14 @@ impl Logs {
     }
 
     /// The ends of several logs, read side by side.
-    pub(crate) fn tails<const N: usize>(&self, logs: [LogOf; N], bytes: u64) -> [Result<Piece, LogError>; N] {
+    pub fn tails<const N: usize>(&self, logs: [LogOf; N], bytes: u64) -> [Result<Piece, LogError>; N] {
         let deadline = Instant::now() + PATIENCE;
         let begun = logs.map(|log| self.begin(log, Part::Tail(bytes)));
         begun.map(|begun| self.finish(&begun?, deadline))
     }
 
     /// The whole log from a byte on, to be read piece by piece.
-    pub(crate) fn open(&self, log: LogOf, offset: u64) -> Result<LogStream, LogError> {
+    pub fn open(&self, log: LogOf, offset: u64) -> Result<LogStream, LogError> {
         let first = self.read(log, Part::From(offset, PIECE_BYTES))?;
         Ok(LogStream { logs: self.clone(), log, at: offset, end: first.total, first: Some(first) })
     }
@@ -184,7 +184,7 @@ struct Waiting {
 }
 
 /// A whole log, read as it is sent.
-pub(crate) struct LogStream {
+pub struct LogStream {
     logs: Logs,
     log: LogOf,
     at: u64,
@@ -195,12 +195,12 @@ pub(crate) struct LogStream {
 
 impl LogStream {
     /// How many bytes the whole log has.
-    pub(crate) fn total(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.end
     }
 
     /// The next bytes; `None` at the end.
-    pub(crate) fn next_piece(&mut self) -> Result<Option<Vec<u8>>, LogError> {
+    pub fn next_piece(&mut self) -> Result<Option<Vec<u8>>, LogError> {
         if self.at >= self.end {
             return Ok(None);
         }

@@ -30,7 +30,7 @@ const CONNECTIONS_PER_NODE: usize = 3;
 
 /// What the owner wants done. Every order is answered by one [`Heard`], whatever happens.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Order {
+pub enum Order {
     /// Read the node's events: `GET /task/events`. There is never more than one of these per node.
     Poll {
         /// Which node.
@@ -69,16 +69,16 @@ pub(crate) enum Order {
 
 /// What a node said, or that it said nothing.
 #[derive(Debug)]
-pub(crate) struct Heard {
+pub struct Heard {
     /// Which.
-    pub(crate) node: NodeId,
+    pub node: NodeId,
     /// What.
-    pub(crate) said: Said,
+    pub said: Said,
 }
 
 /// The answers to the orders; an `Err(String)` says why there is none.
 #[derive(Debug)]
-pub(crate) enum Said {
+pub enum Said {
     /// To [`Order::Poll`].
     Events {
         /// What was asked for.
@@ -112,17 +112,17 @@ pub(crate) enum Said {
 /// Why the poller could not start.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start the poller: {0}")]
-pub(crate) struct PollerError(#[from] io::Error);
+pub struct PollerError(#[from] io::Error);
 
 /// Where orders are handed in.
-pub(crate) struct Orders {
+pub struct Orders {
     sender: Sender<Order>,
     waker: Arc<Waker>,
 }
 
 impl Orders {
     /// Hands in orders. They are begun in this order, and all that are on their way at once run side by side.
-    pub(crate) fn send(&self, orders: Vec<Order>) {
+    pub fn send(&self, orders: Vec<Order>) {
         for order in orders {
             // The poller ends with the process only.
             let _ = self.sender.send(order);
@@ -143,7 +143,7 @@ enum Asked {
 }
 
 /// The thread's state.
-pub(crate) struct Poller<F> {
+pub struct Poller<F> {
     poll: Poll,
     orders: Receiver<Order>,
     client: Client,
@@ -160,7 +160,7 @@ pub(crate) struct Poller<F> {
 
 impl<F: FnMut(Heard)> Poller<F> {
     /// A poller for these nodes; `tell` is called for everything heard.
-    pub(crate) fn new(
+    pub fn new(
         addrs: BTreeMap<NodeId, SocketAddr>,
         token: Option<&Secret>,
         time_out: Duration,
@@ -188,7 +188,7 @@ impl<F: FnMut(Heard)> Poller<F> {
     }
 
     /// Runs for as long as the process does; returns only if the kernel's poll fails.
-    pub(crate) fn run(mut self) -> Result<(), PollerError> {
+    pub fn run(mut self) -> Result<(), PollerError> {
         let mut events = MioEvents::with_capacity(1024);
         loop {
             let now = Instant::now();

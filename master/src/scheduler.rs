@@ -19,51 +19,51 @@ use crate::job::{Node, NodeState};
 
 /// How much of a node: CPU and memory in MiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Amount {
+pub struct Amount {
     /// CPU time.
-    pub(crate) cpu: CpuAmount,
+    pub cpu: CpuAmount,
     /// Memory in MiB.
-    pub(crate) mem: u64,
+    pub mem: u64,
 }
 
 impl Amount {
     /// All that a node gives out.
-    pub(crate) fn total_of(resource: &NodeResource) -> Amount {
+    pub fn total_of(resource: &NodeResource) -> Amount {
         Amount { cpu: resource.cpu_total, mem: resource.mem_total }
     }
 
     /// What a node says is free.
-    pub(crate) fn free_of(resource: &NodeResource) -> Amount {
+    pub fn free_of(resource: &NodeResource) -> Amount {
         Amount { cpu: resource.cpu, mem: resource.mem }
     }
 
     /// Both together.
     #[must_use]
-    pub(crate) fn plus(self, other: Amount) -> Amount {
+    pub fn plus(self, other: Amount) -> Amount {
         Amount { cpu: [self.cpu, other.cpu].into_iter().sum(), mem: self.mem.saturating_add(other.mem) }
     }
 
     /// What is left without `other`, never below nothing.
     #[must_use]
-    pub(crate) fn minus(self, other: Amount) -> Amount {
+    pub fn minus(self, other: Amount) -> Amount {
         Amount { cpu: self.cpu.saturating_sub(other.cpu), mem: self.mem.saturating_sub(other.mem) }
     }
 
     /// The lesser of each.
     #[must_use]
-    pub(crate) fn at_most(self, other: Amount) -> Amount {
+    pub fn at_most(self, other: Amount) -> Amount {
         Amount { cpu: self.cpu.min(other.cpu), mem: self.mem.min(other.mem) }
     }
 
     /// Whether there is this much in `room`.
-    pub(crate) fn fits(self, room: Amount) -> bool {
+    pub fn fits(self, room: Amount) -> bool {
         self.cpu <= room.cpu && self.mem <= room.mem
     }
 }
 
 /// What a job needs of its node. Jobs with equal needs are alike to the scheduler.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Need {
+pub struct Need {
     cpu: CpuRequest,
     mem: u64,
     image: ImageId,
@@ -72,7 +72,7 @@ pub(crate) struct Need {
 
 impl Need {
     /// What this job needs.
-    pub(crate) fn of(spec: &JobSpec) -> Need {
+    pub fn of(spec: &JobSpec) -> Need {
         Need {
             cpu: spec.resource.cpu.clone(),
             mem: spec.resource.mem,
@@ -82,12 +82,12 @@ impl Need {
     }
 
     /// How much it takes up.
-    pub(crate) fn amount(&self) -> Amount {
+    pub fn amount(&self) -> Amount {
         Amount { cpu: self.cpu.amount(), mem: self.mem }
     }
 
     /// Whether an empty node like this could run it.
-    pub(crate) fn could_run_on(&self, node: &NodeResource) -> bool {
+    pub fn could_run_on(&self, node: &NodeResource) -> bool {
         OBSTACLES.iter().all(|obstacle| (obstacle.passes)(self, node))
     }
 }
@@ -187,7 +187,7 @@ fn obstacle<'a>(need: &Need, nodes: &[&'a NodeResource]) -> Result<Vec<&'a NodeR
 }
 
 /// Refuses a job that none of these nodes could ever run, naming the field. The caller gives all nodes there are.
-pub(crate) fn check_possible(spec: &JobSpec, nodes: &[&NodeResource]) -> Result<(), BadInput> {
+pub fn check_possible(spec: &JobSpec, nodes: &[&NodeResource]) -> Result<(), BadInput> {
     match obstacle(&Need::of(spec), nodes) {
         Ok(_) => Ok(()),
         Err((field, message)) => Err(BadInput::new(field, message)),
@@ -213,7 +213,7 @@ struct Reservation {
 
 /// The waiting jobs, the nodes that take new ones, and what is kept for whom.
 #[derive(Debug, Default)]
-pub(crate) struct Scheduler {
+pub struct Scheduler {
     waiting: HashMap<Arc<Need>, BTreeSet<JobId>>,
     rooms: BTreeMap<NodeId, Room>,
     /// The nodes with anything free, by free memory.
@@ -225,13 +225,13 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     /// A job waits from now on.
-    pub(crate) fn wait(&mut self, job: JobId, need: Need) {
+    pub fn wait(&mut self, job: JobId, need: Need) {
         self.waiting.entry(Arc::new(need)).or_default().insert(job);
         self.stirred = true;
     }
 
     /// A job waits no more, for another reason than being placed.
-    pub(crate) fn forget(&mut self, job: JobId, need: &Need) {
+    pub fn forget(&mut self, job: JobId, need: &Need) {
         if let Some(alike) = self.waiting.get_mut(need) {
             alike.remove(&job);
             if alike.is_empty() {
@@ -245,7 +245,7 @@ impl Scheduler {
     }
 
     /// A node takes new jobs, and this much of it is free.
-    pub(crate) fn open(&mut self, node: NodeId, said: Arc<NodeResource>, free: Amount) {
+    pub fn open(&mut self, node: NodeId, said: Arc<NodeResource>, free: Amount) {
         self.close(node);
         self.rooms.insert(node, Room { said, free });
         self.index(node, free);
@@ -253,14 +253,14 @@ impl Scheduler {
     }
 
     /// A node takes no new jobs.
-    pub(crate) fn close(&mut self, node: NodeId) {
+    pub fn close(&mut self, node: NodeId) {
         if let Some(room) = self.rooms.remove(&node) {
             self.by_free.remove(&(room.free.mem, std::cmp::Reverse(node)));
         }
     }
 
     /// A job placed by us is over.
-    pub(crate) fn ended(&mut self, job: JobId) {
+    pub fn ended(&mut self, job: JobId) {
         if let Some(reserved) = &mut self.reserved {
             reserved.beside.remove(&job);
         }
@@ -273,7 +273,7 @@ impl Scheduler {
     }
 
     /// Places whatever can be placed now, oldest first, and takes its room.
-    pub(crate) fn place(&mut self) -> Vec<(JobId, NodeId)> {
+    pub fn place(&mut self) -> Vec<(JobId, NodeId)> {
         let mut placements = Vec::new();
         if !std::mem::take(&mut self.stirred) {
             return placements;
@@ -349,7 +349,7 @@ impl Scheduler {
     }
 
     /// Why a job waits, in a sentence somebody can act on. `nodes` are all nodes there are.
-    pub(crate) fn why_waiting(&self, job: JobId, spec: &JobSpec, nodes: &[Node]) -> String {
+    pub fn why_waiting(&self, job: JobId, spec: &JobSpec, nodes: &[Node]) -> String {
         let need = Need::of(spec);
         let answering: Vec<&NodeResource> = nodes
             .iter()
@@ -422,13 +422,13 @@ fn silent(nodes: &[Node]) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub mod tests {
     use super::*;
     use arbtest::arbitrary::Unstructured;
     use wire::{BootId, InstanceId};
 
     /// A node with `cpus` CPUs and `mem` MiB, all free.
-    pub(crate) fn resource(id: u32, cpus: u16, mem: u64) -> NodeResource {
+    pub fn resource(id: u32, cpus: u16, mem: u64) -> NodeResource {
         NodeResource {
             cpu: CpuAmount::whole(cpus.into()),
             mem,

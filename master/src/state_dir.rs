@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Why the state dir could not be taken.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StateDirError {
+pub enum StateDirError {
     /// It could not be made.
     #[error("cannot make the state dir {}: {cause}; hint: give another --state-dir", dir.display())]
     Make {
@@ -34,14 +34,14 @@ pub(crate) enum StateDirError {
 
 /// A state dir that is ours until this value goes, or the process.
 #[derive(Debug)]
-pub(crate) struct StateDir {
+pub struct StateDir {
     path: PathBuf,
     _lock: File,
 }
 
 impl StateDir {
     /// Makes `dir` if need be (for its owner alone: command lines may hold secrets) and locks it (flock(2)).
-    pub(crate) fn take(dir: &Path) -> Result<StateDir, StateDirError> {
+    pub fn take(dir: &Path) -> Result<StateDir, StateDirError> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(|cause| StateDirError::Make { dir: dir.into(), cause })?;
         let refused = |cause| StateDirError::Lock { dir: dir.into(), cause };
@@ -55,23 +55,23 @@ impl StateDir {
     }
 
     /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
 #[cfg(test)]
-pub(crate) use tests::Scratch;
+pub use tests::Scratch;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// A folder for one test, gone with this value.
-    pub(crate) struct Scratch(PathBuf);
+    pub struct Scratch(PathBuf);
 
     impl Scratch {
-        pub(crate) fn new() -> Scratch {
+        pub fn new() -> Scratch {
             use std::sync::atomic::{AtomicU32, Ordering};
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -83,7 +83,7 @@ mod tests {
             Scratch(dir)
         }
 
-        pub(crate) fn path(&self) -> &Path {
+        pub fn path(&self) -> &Path {
             &self.0
         }
     }

@@ -19,7 +19,7 @@ const FILE: &str = "master.db";
 /// The schema this version reads and writes (`PRAGMA user_version`).
 const SCHEMA_VERSION: i64 = 1;
 /// The most jobs one page may list.
-pub(crate) const MAX_PAGE: u32 = 1000;
+pub const MAX_PAGE: u32 = 1000;
 
 /// `AUTOINCREMENT`, so that a number is never given twice. The counts are kept by triggers, so that a page
 /// can show them without counting.
@@ -69,7 +69,7 @@ const JOB_COLUMNS: &str = "id, name, cpu, mem, command_line, package_path, image
 
 /// Why the database could not be read or written.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StoreError {
+pub enum StoreError {
     /// SQLite said no.
     #[error("cannot {doing} in the database: {cause}")]
     Sqlite {
@@ -92,7 +92,7 @@ pub(crate) enum StoreError {
 impl StoreError {
     /// Whether what is on the disk is in doubt: after a failed write or sync the kernel may have dropped the
     /// pages, so trying again could report a success that never happened.
-    pub(crate) fn is_fatal(&self) -> bool {
+    pub fn is_fatal(&self) -> bool {
         match self {
             StoreError::Sqlite { cause, .. } => matches!(
                 cause.sqlite_error_code(),
@@ -110,33 +110,33 @@ fn doing<T>(what: &'static str, result: rusqlite::Result<T>) -> Result<T, StoreE
 
 /// A job that has not ended, as it is kept.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Kept {
+pub struct Kept {
     /// The job.
-    pub(crate) job: Job,
+    pub job: Job,
     /// Whether somebody asked for its end.
-    pub(crate) kill_asked: bool,
+    pub kill_asked: bool,
 }
 
 /// The same, borrowed.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct KeptRef<'a> {
+pub struct KeptRef<'a> {
     /// The job.
-    pub(crate) job: &'a Job,
+    pub job: &'a Job,
     /// Whether somebody asked for its end.
-    pub(crate) kill_asked: bool,
+    pub kill_asked: bool,
 }
 
 /// All that one turn has to write.
 #[derive(Debug, Default)]
-pub(crate) struct Changes<'a> {
+pub struct Changes<'a> {
     /// Jobs nobody has written yet.
-    pub(crate) added: Vec<KeptRef<'a>>,
+    pub added: Vec<KeptRef<'a>>,
     /// Jobs of which something changed.
-    pub(crate) changed: Vec<KeptRef<'a>>,
+    pub changed: Vec<KeptRef<'a>>,
     /// Nodes of which more was heard.
-    pub(crate) nodes: Vec<KeptNode>,
+    pub nodes: Vec<KeptNode>,
     /// Whether it must survive the machine, not only this process.
-    pub(crate) durable: bool,
+    pub durable: bool,
 }
 
 impl Changes<'_> {
@@ -147,23 +147,23 @@ impl Changes<'_> {
 
 /// What is kept of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct KeptNode {
+pub struct KeptNode {
     /// Its number.
-    pub(crate) id: NodeId,
+    pub id: NodeId,
     /// Whose state dir the tasks given to it live in.
-    pub(crate) instance: InstanceId,
+    pub instance: InstanceId,
     /// The last of its events that is in the database.
-    pub(crate) acknowledged: EventNumber,
+    pub acknowledged: EventNumber,
 }
 
 /// The connection that writes.
-pub(crate) struct Store {
+pub struct Store {
     db: Connection,
 }
 
 impl Store {
     /// Opens the database in `dir`, or makes it.
-    pub(crate) fn open(dir: &Path) -> Result<Store, StoreError> {
+    pub fn open(dir: &Path) -> Result<Store, StoreError> {
         let db = doing("open a file", Connection::open(dir.join(FILE)))?;
         doing("set up", tune(&db, "PRAGMA journal_mode = WAL; PRAGMA cache_size = -1024;"))?;
         let store = Store { db };
@@ -181,19 +181,19 @@ impl Store {
     }
 
     /// This master's name, born with the database.
-    pub(crate) fn instance(&self) -> Result<InstanceId, StoreError> {
+    pub fn instance(&self) -> Result<InstanceId, StoreError> {
         let name = self.db.query_row("SELECT instance FROM master", [], |row| row.get(0));
         doing("read the master's name", name).map(InstanceId)
     }
 
     /// The number of the next job: one more than any job ever had.
-    pub(crate) fn next_id(&self) -> Result<JobId, StoreError> {
+    pub fn next_id(&self) -> Result<JobId, StoreError> {
         let last = self.db.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'", [], |row| row.get(0));
         Ok(JobId(from_i64(doing("read the last job's number", last.optional())?.unwrap_or(0)) + 1))
     }
 
     /// Writes all of a turn, or nothing.
-    pub(crate) fn write(&self, changes: &Changes<'_>) -> Result<(), StoreError> {
+    pub fn write(&self, changes: &Changes<'_>) -> Result<(), StoreError> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -264,7 +264,7 @@ impl Store {
     }
 
     /// Every job that has not ended, oldest first.
-    pub(crate) fn active(&self) -> Result<Vec<Kept>, StoreError> {
+    pub fn active(&self) -> Result<Vec<Kept>, StoreError> {
         let sql = format!("SELECT {JOB_COLUMNS} FROM jobs WHERE status IN (?1, ?2, ?3) ORDER BY id");
         let states = [State::Pending, State::Assigned, State::Running].map(State::as_str);
         let rows = self.db.prepare(&sql).and_then(|mut select| select.query_map(states, to_kept)?.collect());
@@ -272,7 +272,7 @@ impl Store {
     }
 
     /// Every node that was ever heard of.
-    pub(crate) fn nodes(&self) -> Result<Vec<KeptNode>, StoreError> {
+    pub fn nodes(&self) -> Result<Vec<KeptNode>, StoreError> {
         let rows =
             self.db.prepare("SELECT id, instance, acknowledged FROM nodes ORDER BY id").and_then(|mut select| {
                 let node = |row: &Row<'_>| {
@@ -285,7 +285,7 @@ impl Store {
     }
 
     /// One job, ended or not.
-    pub(crate) fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
+    pub fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
         read_job(&self.db, id)
     }
 }
@@ -293,44 +293,44 @@ impl Store {
 #[cfg(test)]
 impl Store {
     /// From now on every write fails, or works again.
-    pub(crate) fn forbid_writes(&self, forbidden: bool) {
+    pub fn forbid_writes(&self, forbidden: bool) {
         self.db.pragma_update(None, "query_only", forbidden).unwrap();
     }
 }
 
 /// Which jobs a page lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct JobQuery {
+pub struct JobQuery {
     /// Only those in this state.
-    pub(crate) status: Option<State>,
+    pub status: Option<State>,
     /// Only those with this text in their name or command line, or with this number.
-    pub(crate) text: String,
+    pub text: String,
     /// Only those older than this one.
-    pub(crate) after: Option<JobId>,
+    pub after: Option<JobId>,
     /// At most so many.
-    pub(crate) limit: u32,
+    pub limit: u32,
 }
 
 /// A page of the job table, newest first.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct JobPage {
+pub struct JobPage {
     /// The jobs.
-    pub(crate) jobs: Vec<Job>,
+    pub jobs: Vec<Job>,
     /// Where the next page begins: `after` of its query, if there is one.
-    pub(crate) next: Option<JobId>,
+    pub next: Option<JobId>,
 }
 
 /// How many jobs are in each state, in the order of [`State::ALL`].
-pub(crate) type StateCounts = Vec<(State, u64)>;
+pub type StateCounts = Vec<(State, u64)>;
 
 /// A connection that only reads.
-pub(crate) struct Reader {
+pub struct Reader {
     db: Connection,
 }
 
 impl Reader {
     /// Opens the database that a [`Store`] has made in `dir`.
-    pub(crate) fn open(dir: &Path) -> Result<Reader, StoreError> {
+    pub fn open(dir: &Path) -> Result<Reader, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = doing("open a file to read", Connection::open_with_flags(dir.join(FILE), flags))?;
         doing("set up", tune(&db, "PRAGMA query_only = 1; PRAGMA cache_size = -256;"))?;
@@ -338,12 +338,12 @@ impl Reader {
     }
 
     /// One job, ended or not.
-    pub(crate) fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
+    pub fn job(&self, id: JobId) -> Result<Option<Kept>, StoreError> {
         read_job(&self.db, id)
     }
 
     /// A page of jobs. Its cost is that of the rows it looks at, not of the pages before it.
-    pub(crate) fn page(&self, query: &JobQuery) -> Result<JobPage, StoreError> {
+    pub fn page(&self, query: &JobQuery) -> Result<JobPage, StoreError> {
         let limit = query.limit.clamp(1, MAX_PAGE);
         let (sql, values) = page_sql(query, limit + 1);
         let rows: rusqlite::Result<Vec<Kept>> = self
@@ -357,7 +357,7 @@ impl Reader {
     }
 
     /// How many jobs are in each state.
-    pub(crate) fn counts(&self) -> Result<StateCounts, StoreError> {
+    pub fn counts(&self) -> Result<StateCounts, StoreError> {
         let count = |state: State| {
             let mut select = self.db.prepare_cached("SELECT jobs FROM state_counts WHERE status = ?1")?;
             let jobs = select.query_row([state.as_str()], |row| row.get(0)).optional()?;

@@ -10,7 +10,7 @@ use super::GateError;
 
 /// Listens on a socket in a folder of its own below `state_dir`, both for this user only. One left
 /// behind by an earlier master is replaced: whoever calls this holds the state dir's lock.
-pub(crate) fn listen_privately(state_dir: &Path) -> Result<(UnixListener, PathBuf), GateError> {
+pub fn listen_privately(state_dir: &Path) -> Result<(UnixListener, PathBuf), GateError> {
     let folder = state_dir.join("gate");
     let path = folder.join("http.sock");
     match bind(&folder, &path) {
