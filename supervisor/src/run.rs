@@ -10,11 +10,12 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use wire::{JobSpec, Reason};
+use wire::{JobSpec, Reason, State};
 
-use crate::cgroup::{CgroupError, Layout, Removal};
+use crate::cgroup::{CgroupError, Layout, Removal, Usage};
 use crate::launch::record::{self, End, EndRecord};
 use crate::launch::{LaunchError, LaunchRequest, Launched, Launcher, Logs, Network, Settings};
+use crate::task;
 
 /// Exit status for "berth itself failed", as env(1) and timeout(1) use it.
 const OUR_FAULT: i32 = 125;
@@ -71,7 +72,7 @@ pub fn run(
         log::warn!("cannot remove {}: {error}", folder.display());
     }
     watched?;
-    Ok(exit_status(ended?, usage.oom_kills > 0))
+    Ok(exit_status(ended?.as_ref(), &usage, spec.resource.mem))
 }
 
 /// Ctrl-C and its kin become a request to stop, which init carries out with its grace period.
@@ -118,31 +119,22 @@ fn remove_cgroups(layout: &Layout, container: &str) {
     log::warn!("cgroups of {container} are still busy; they are swept when a supervisor starts");
 }
 
-fn exit_status(record: Option<EndRecord>, out_of_memory: bool) -> i32 {
-    let say = |reason: Reason| log::error!("{reason}");
-    match record.map(|record| record.end) {
-        Some(End::Exited { code }) => {
-            if out_of_memory && code != 0 {
-                log::error!("out of memory");
-            }
-            code
-        }
-        Some(End::Signaled { signal }) => {
-            say(Reason::Signal { signal });
-            128 + signal
-        }
-        Some(End::TimedOut) => {
+/// Says what went wrong, as the daemon would, and finds the exit status that says it to a shell.
+fn exit_status(record: Option<&EndRecord>, usage: &Usage, mem_limit_mib: u64) -> i32 {
+    let (state, reason, exit_code) = task::classify(record, usage, mem_limit_mib, false);
+    match &reason {
+        // The command has spoken for itself.
+        Some(Reason::ExitCode { .. }) | None => {}
+        Some(reason) => log::error!("{reason}"),
+    }
+    match (state, exit_code, record.map(|record| &record.end)) {
+        (_, Some(code), _) => code,
+        (_, None, Some(End::Signaled { signal })) => 128 + signal,
+        (State::Timeout, None, _) => {
             log::error!("time is up");
             TIMED_OUT
         }
-        Some(End::Killed) => 128 + libc::SIGTERM,
-        Some(End::LaunchFailed { step, cause }) => {
-            say(Reason::LaunchFailed { step, cause });
-            OUR_FAULT
-        }
-        Some(End::NeverTold) | None => {
-            say(Reason::Lost);
-            OUR_FAULT
-        }
+        (State::Killed, None, _) => 128 + libc::SIGTERM,
+        (_, None, _) => OUR_FAULT,
     }
 }

@@ -95,6 +95,27 @@ fn reset_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Gives every signal its default disposition. CLONE_CLEAR_SIGHAND and execve keep an ignored signal ignored, and
+/// whoever started the supervisor may have ignored any: nohup SIGHUP, a shell SIGINT, glibc's own posix_spawn 32 and 33,
+/// which its sigaction(2) wrapper will not touch.
+pub fn reset_all_signals() {
+    const SIGNAL_SET_BYTES: usize = 8;
+    // A kernel sigaction of zeros: SIG_DFL, no flags, empty mask. No architecture's is larger.
+    let default = [0_u64; 8];
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no code, and the kernel reads less than `default` has. SIGKILL and SIGSTOP are refused.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                SIGNAL_SET_BYTES,
+            )
+        };
+    }
+}
+
 /// Closes every descriptor but `keep` (close_range(2), Linux 5.9). In a forked child only.
 pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();

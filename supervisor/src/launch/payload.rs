@@ -50,7 +50,8 @@ fn become_the_command(
     }
     // 2. Our own group becomes the root of what we see.
     namespaces::unshare_cgroup().step(|| "unshare the cgroup namespace".to_owned())?;
-    // 3. A session of our own: no controlling terminal, a process group that is ours alone.
+    // 3. A session of our own: no controlling terminal, a process group that is ours alone, no signal ignored.
+    sys::reset_all_signals();
     setsid().step(|| "start a session".to_owned())?;
     // 4. Limits, and nothing of the operator's keys.
     for limit in &plan.config.rlimits {
