@@ -53,6 +53,16 @@ pub enum CgroupError {
     NoHierarchy,
 }
 
+impl CgroupError {
+    /// What the kernel said of a write.
+    fn errno(&self) -> Option<Errno> {
+        match self {
+            CgroupError::Write { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            _ => None,
+        }
+    }
+}
+
 /// Which cgroup layout the machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -177,7 +187,11 @@ impl Layout {
             return Err(CgroupError::NoHierarchy);
         }
         let hierarchies = mounts.into_iter().map(|mount| ready_base(mount, root)).collect::<Result<_, _>>()?;
-        Ok(Layout { hierarchies })
+        let layout = Layout { hierarchies };
+        for name in V2_CONTROLLERS.iter().filter(|name| layout.controller(name).is_none()) {
+            log::warn!("no cgroup controller for {name} here, so it is not limited; hint: berth-supervisor doctor");
+        }
+        Ok(layout)
     }
 
     /// Reopens the bases an earlier supervisor used; those that are gone have nothing left in them.
@@ -502,7 +516,7 @@ fn ready_base(found: FoundHierarchy, root: &str) -> Result<Hierarchy, CgroupErro
     let own = outside_own_leaf(own, root);
     let base = own.join(root);
     if version == CgroupVersion::V2 {
-        controllers = available_v2(&mount)?;
+        controllers = offered_v2(&mount, &own)?;
         delegate_v2(&own, root, &controllers)?;
     }
     let dir = make_and_hold(&base)?;
@@ -552,24 +566,61 @@ fn fill_cpuset_v1(mount: &Path, base: &Path) -> Result<(), CgroupError> {
     write_file(&base.join("cgroup.clone_children"), "1")
 }
 
-fn available_v2(mount: &Path) -> Result<Vec<String>, CgroupError> {
-    let available = read_file(&mount.join("cgroup.controllers"))?;
+/// The controllers we want that our own group has. A group has what its parent gives to its children, so they are
+/// asked for from the top down. An ancestor with processes of its own cannot give; then it stays at what there is.
+fn offered_v2(mount: &Path, own: &Path) -> Result<Vec<String>, CgroupError> {
+    let mut folder = mount.to_owned();
+    for part in own.strip_prefix(mount).unwrap_or(Path::new("")) {
+        for name in wanted_v2(&folder)? {
+            if let Err(error) = enable_v2(&folder, &[name]) {
+                log::debug!("{error}");
+            }
+        }
+        folder.push(part);
+    }
+    wanted_v2(own)
+}
+
+fn wanted_v2(folder: &Path) -> Result<Vec<String>, CgroupError> {
+    let available = read_file(&folder.join("cgroup.controllers"))?;
     let wanted = |name: &&str| available.split_whitespace().any(|mine| mine == *name);
     Ok(V2_CONTROLLERS.iter().filter(|name| wanted(name)).map(|&name| name.to_owned()).collect())
 }
 
-/// On v2 a group with processes in it cannot give controllers to its children ("no internal processes"), except
-/// for the root: where that stands in the way, the supervisor moves into a leaf beside its base.
+/// On v2 a group with processes in it cannot give controllers to its children, except for the root: "the cgroup
+/// must create children and transfer all its processes to the children" first (cgroup-v2, "No Internal Process
+/// Constraint"). Where that stands in the way they all move into a leaf beside our base: we, and the shell or
+/// service manager that started us in a group of its own. Every limit of that group holds for them as before.
 fn delegate_v2(own: &Path, root: &str, controllers: &[String]) -> Result<(), CgroupError> {
     match enable_v2(own, controllers) {
-        Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(Errno::EBUSY as i32) => {
+        Err(error) if error.errno() == Some(Errno::EBUSY) => {
             let leaf = own.join(own_leaf(root));
             make_folder(&leaf)?;
-            write_file(&leaf.join("cgroup.procs"), "0")?;
+            empty_into(own, &leaf)?;
             enable_v2(own, controllers)
         }
         result => result,
     }
+}
+
+/// Moves every process of a v2 group into another; those that are forked meanwhile, in the next round.
+fn empty_into(group: &Path, leaf: &Path) -> Result<(), CgroupError> {
+    const ROUNDS: u32 = 16;
+    for _ in 0..ROUNDS {
+        let members = read_file(&group.join("cgroup.procs"))?;
+        if members.is_empty() {
+            return Ok(());
+        }
+        for pid in members.lines() {
+            match write_file(&leaf.join("cgroup.procs"), pid) {
+                // It has exited since.
+                Err(error) if error.errno() == Some(Errno::ESRCH) => {}
+                result => result?,
+            }
+        }
+        log::info!("moved {} processes from {} to {}", members.lines().count(), group.display(), leaf.display());
+    }
+    Ok(())
 }
 
 fn own_leaf(root: &str) -> String {
@@ -620,6 +671,7 @@ fn write_file(path: &Path, value: &str) -> Result<(), CgroupError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     const HYBRID_MOUNTS: &str = "\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -658,6 +710,28 @@ mod tests {
     fn a_mount_that_shows_part_of_the_tree_is_understood() {
         let mounts = "1 1 0:1 /outer /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
         assert_eq!(detect(mounts, "0::/outer/inner")[0].own, Path::new("/sys/fs/cgroup/inner"));
+    }
+
+    #[test]
+    fn v2_controllers_are_asked_for_from_the_top_down_and_only_our_own_groups_count() {
+        let tree = Scratch::new("v2");
+        tree.write("cgroup.controllers", "cpuset cpu io memory hugetlb pids\n");
+        tree.write("cgroup.subtree_control", "");
+        // Has processes of its own, so it cannot give: here, because the file is not there.
+        tree.write("slice/cgroup.controllers", "memory pids\n");
+        tree.write("slice/scope/cgroup.controllers", "memory\n");
+        assert_eq!(offered_v2(tree.path(), &tree.join("slice/scope")).unwrap(), ["memory"]);
+        assert!(read_file(&tree.join("cgroup.subtree_control")).unwrap().starts_with('+'));
+        assert_eq!(offered_v2(tree.path(), tree.path()).unwrap(), ["memory", "cpu", "cpuset", "pids"]);
+    }
+
+    #[test]
+    fn every_process_of_a_group_moves_and_one_that_never_empties_is_given_up() {
+        let tree = Scratch::new("v2");
+        tree.write("cgroup.procs", "7\n8\n");
+        tree.write("leaf/cgroup.procs", "");
+        empty_into(tree.path(), &tree.join("leaf")).unwrap();
+        assert_eq!(read_file(&tree.join("leaf/cgroup.procs")).unwrap(), "8");
     }
 
     #[test]

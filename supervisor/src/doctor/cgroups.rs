@@ -23,7 +23,7 @@ struct Hierarchies {
     v1: Vec<(&'static str, PathBuf)>,
     /// The v2 hierarchy's mount.
     v2: Option<PathBuf>,
-    /// The controllers it offers in our own group.
+    /// The controllers our own group has in it, or would be given.
     v2_controllers: Vec<String>,
     /// Whether the memory controller counts swap.
     counts_swap: bool,
@@ -45,13 +45,8 @@ fn gather() -> Hierarchies {
     // cgroups-rs looks for v2 at /sys/fs/cgroup alone, where a hybrid host does not have it.
     let v2 = v2_mount(&read("/proc/self/mountinfo"));
     let own = v2.as_deref().map(|mount| own_group(mount, &read("/proc/self/cgroup")));
-    let offered = own.map(|own| read(&own.join("cgroup.controllers").to_string_lossy())).unwrap_or_default();
-    let mut found = Hierarchies {
-        v1,
-        v2,
-        v2_controllers: offered.split_whitespace().map(str::to_owned).collect(),
-        ..Hierarchies::default()
-    };
+    let offered = v2.as_deref().zip(own).map(|(mount, own)| offered(mount, &own)).unwrap_or_default();
+    let mut found = Hierarchies { v1, v2, v2_controllers: offered, ..Hierarchies::default() };
     found.counts_swap = counts_swap(&found);
     let mounts = found.v1.iter().map(|(_, mount)| mount).chain(&found.v2);
     found.read_only = mounts.filter(|mount| !is_writable(mount)).cloned().collect();
@@ -90,6 +85,15 @@ fn own_group(mount: &Path, own: &str) -> PathBuf {
     let own = mount.join(path);
     // A mount may show a part of the tree only; then its top is as near as we can see.
     if own.exists() { own } else { mount.to_owned() }
+}
+
+/// The controllers our own group has or would be given: each group on the way from the mount's top gives what it has,
+/// unless there are processes in it (cgroup-v2, "No Internal Process Constraint").
+fn offered(mount: &Path, own: &Path) -> Vec<String> {
+    let mut between = own.ancestors().skip(1).take_while(|folder| folder.starts_with(mount) && *folder != mount);
+    let blocked = between.any(|folder| !read(&folder.join("cgroup.procs").to_string_lossy()).is_empty());
+    let giver = if blocked { own } else { mount };
+    read(&giver.join("cgroup.controllers").to_string_lossy()).split_whitespace().map(str::to_owned).collect()
 }
 
 /// From the text of /proc/swaps (proc(5)): a heading, then a line each.
@@ -202,6 +206,7 @@ fn swap(found: &Hierarchies, has_swap: bool) -> Finding {
 mod tests {
     use super::super::State;
     use super::*;
+    use crate::scratch::Scratch;
 
     fn v1(names: &[&'static str]) -> Hierarchies {
         let v1 = names.iter().map(|&name| (name, Path::new("/sys/fs/cgroup").join(name))).collect();
@@ -245,6 +250,19 @@ mod tests {
         assert!(says(&findings, "memory").1.starts_with("v2"));
         assert_eq!(says(&findings, "cpu").0, State::Degraded);
         assert_eq!(says(&findings, "kill").0, State::Degraded);
+    }
+
+    #[test]
+    fn what_a_group_in_between_cannot_give_is_not_counted_on() {
+        let tree = Scratch::new("doctor-v2");
+        tree.write("cgroup.controllers", "cpu memory\n");
+        tree.write("slice/cgroup.procs", "");
+        tree.write("slice/scope/cgroup.controllers", "memory\n");
+        let own = tree.join("slice/scope");
+        assert_eq!(offered(tree.path(), &own), ["cpu", "memory"]);
+        assert_eq!(offered(tree.path(), tree.path()), ["cpu", "memory"]);
+        tree.write("slice/cgroup.procs", "1\n");
+        assert_eq!(offered(tree.path(), &own), ["memory"]);
     }
 
     #[test]
