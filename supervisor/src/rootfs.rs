@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{FsOpenFlags, MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::launch::step::{Step, StepError};
 use crate::lxc_config::{MountEntry, UnionDriver};
@@ -291,6 +291,12 @@ fn mount_new(kind: &str, target: &str, flags: MountFlags, options: Option<&str>)
 fn make_folder(path: impl AsRef<Path>, mode: u32) -> Result<(), StepError> {
     let path = path.as_ref();
     rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(mode)).step(|| format!("make folder {}", path.display()))
+}
+
+/// Has the kernel load a union filesystem's module, if it is one and not there yet: /proc/filesystems lists no module
+/// that nobody has used, as on every Debian after boot. What comes of it, that list tells.
+pub fn load(driver: UnionDriver) {
+    let _ = rustix::mount::fsopen(driver.as_str(), FsOpenFlags::FSOPEN_CLOEXEC);
 }
 
 /// Whether this kernel has a union filesystem of that name, from the text of /proc/filesystems.

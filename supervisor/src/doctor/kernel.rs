@@ -9,7 +9,8 @@ use rustix::mount::FsOpenFlags;
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions};
 
 use super::{Finding, on_a_thread, read};
-use crate::sys;
+use crate::lxc_config::UnionDriver;
+use crate::{rootfs, sys};
 
 /// Where the kernel says its release (proc(5)).
 pub(super) const RELEASE_FILE: &str = "/proc/sys/kernel/osrelease";
@@ -18,8 +19,7 @@ const FLOOR: Release = Release(5, 10);
 
 pub(super) fn examine() -> Vec<Finding> {
     let mut findings = vec![release(read(RELEASE_FILE).trim())];
-    // Loads the module where overlayfs is one; what comes of it, the list below tells.
-    let _ = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
+    rootfs::load(UnionDriver::Overlay);
     findings.extend(unions(&read("/proc/filesystems")));
     findings.extend(NAMESPACES.iter().map(|&(name, flag)| {
         let tried = on_a_thread(|| Ok(nix::sched::unshare(flag)?));

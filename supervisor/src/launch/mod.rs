@@ -242,6 +242,7 @@ pub fn boot_id() -> io::Result<BootId> {
 
 /// Chooses the union filesystem of this node.
 pub fn choose_union(choice: UnionChoice, state_dir: &Path) -> Result<UnionDriver, UnionError> {
+    rootfs::load(UnionDriver::Overlay);
     let filesystems = std::fs::read_to_string("/proc/filesystems").map_err(UnionError::Filesystems)?;
     let candidates: &[UnionDriver] = match choice {
         UnionChoice::Auto => &[UnionDriver::Aufs, UnionDriver::Overlay],
