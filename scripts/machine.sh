@@ -46,7 +46,9 @@ package_of() {
     cc) echo gcc libc6-dev ;;
     glusterd) echo glusterfs-server ;;
     mount.glusterfs) echo glusterfs-client ;;
+    qemu-system-x86_64) echo qemu-system-x86 ;;
     setsid) echo util-linux ;;
+    strip) echo binutils ;;
     *) echo "$1" ;;
     esac
 }

@@ -263,16 +263,11 @@ impl Layout {
 
     /// The group's folders worth showing inside the container: the place below /sys/fs/cgroup, and the host's folder.
     pub fn views(&self, group: &str) -> Vec<(String, PathBuf)> {
-        let shown = |hierarchy: &&Hierarchy| match (self.kind(), hierarchy.version) {
-            (Kind::V2, _) => true,
-            (Kind::V1 | Kind::Hybrid, CgroupVersion::V1) => true,
-            (Kind::V1 | Kind::Hybrid, CgroupVersion::V2) => false,
+        let view = |hierarchy: &Hierarchy| {
+            let place = place_inside(self.kind(), hierarchy.version, &hierarchy.controllers)?;
+            Some((place, hierarchy.base.join(group)))
         };
-        let place = |hierarchy: &Hierarchy| match hierarchy.version {
-            CgroupVersion::V1 => hierarchy.controllers.join(","),
-            CgroupVersion::V2 => String::new(),
-        };
-        self.hierarchies.iter().filter(shown).map(|hierarchy| (place(hierarchy), hierarchy.base.join(group))).collect()
+        self.hierarchies.iter().filter_map(view).collect()
     }
 
     /// What the counters of `group` say. Read after the last exit and before the removal.
@@ -435,6 +430,15 @@ fn limits_v2(cpu: &CpuRequest, mem_mib: u64, swap_is_counted: bool) -> Vec<Cgrou
 
 fn quota_us(amount: CpuAmount) -> u64 {
     (amount.milli() * CPU_PERIOD_US / 1000).max(CPU_QUOTA_MIN_US)
+}
+
+/// Where a container sees a hierarchy, below /sys/fs/cgroup; v2 beside v1 only where it limits something.
+fn place_inside(kind: Kind, version: CgroupVersion, controllers: &[String]) -> Option<String> {
+    match (kind, version) {
+        (_, CgroupVersion::V1) => Some(controllers.join(",")),
+        (Kind::V2, CgroupVersion::V2) => Some(String::new()),
+        (Kind::V1 | Kind::Hybrid, CgroupVersion::V2) => (!controllers.is_empty()).then(|| "unified".to_owned()),
+    }
 }
 
 /// The number after `key` in a "key value" file.
@@ -710,6 +714,17 @@ mod tests {
     fn a_mount_that_shows_part_of_the_tree_is_understood() {
         let mounts = "1 1 0:1 /outer /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
         assert_eq!(detect(mounts, "0::/outer/inner")[0].own, Path::new("/sys/fs/cgroup/inner"));
+    }
+
+    #[test]
+    fn a_container_sees_the_hierarchies_that_limit_it_where_hosts_have_them() {
+        let place = |kind, version, names: &[&str]| {
+            place_inside(kind, version, &names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(place(Kind::V2, CgroupVersion::V2, &["memory"]).as_deref(), Some(""));
+        assert_eq!(place(Kind::V1, CgroupVersion::V1, &["cpu", "cpuacct"]).as_deref(), Some("cpu,cpuacct"));
+        assert_eq!(place(Kind::Hybrid, CgroupVersion::V2, &[]), None);
+        assert_eq!(place(Kind::Hybrid, CgroupVersion::V2, &["memory"]).as_deref(), Some("unified"));
     }
 
     #[test]
