@@ -1,6 +1,6 @@
 //! The leak check: what a test's daemons may have left on the machine, and its removal.
 //!
-//! Everything a test makes carries its sandbox's name: cgroups begin with it, mounts and command
+//! Everything a test makes carries its sandbox's name: cgroups hold it, mounts and command
 //! lines hold its folder. So what is left can be found without asking the daemons.
 
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::wait::{eventually, until};
 #[derive(Debug, Clone)]
 pub struct Footprint {
     folder: String,
-    cgroup_prefix: String,
+    cgroup_name: String,
 }
 
 /// A process of the machine, as proc(5) shows it.
@@ -41,7 +41,7 @@ pub struct Leaks {
 impl Footprint {
     /// All that carries this sandbox's name.
     pub fn of(sandbox: &Sandbox) -> Footprint {
-        Footprint { folder: format!("{}/", sandbox.dir().display()), cgroup_prefix: format!("{}-", sandbox.name()) }
+        Footprint { folder: format!("{}/", sandbox.dir().display()), cgroup_name: format!("{}-", sandbox.name()) }
     }
 
     /// What is there now.
@@ -61,15 +61,14 @@ impl Footprint {
     /// The cgroups, in every hierarchy, parents first.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        collect_cgroups(Path::new("/sys/fs/cgroup"), &self.cgroup_prefix, false, &mut found);
+        collect_cgroups(Path::new("/sys/fs/cgroup"), &self.cgroup_name, false, &mut found);
         found
     }
 
     /// The processes, daemons included.
     pub fn processes(&self) -> Vec<Process> {
-        let ours = |process: &Process| {
-            process.cmdline.contains(&self.folder) || process.cgroup.contains(&format!("/{}", self.cgroup_prefix))
-        };
+        let ours =
+            |process: &Process| process.cmdline.contains(&self.folder) || process.cgroup.contains(&self.cgroup_name);
         all_processes().into_iter().filter(ours).collect()
     }
 
@@ -113,7 +112,8 @@ impl Footprint {
     }
 }
 
-fn end(process: &Process) {
+/// SIGKILL to it.
+pub fn end(process: &Process) {
     if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
         // ESRCH: it was faster.
         let _ = kill_process(pid, Signal::KILL);
@@ -165,16 +165,16 @@ fn all_pids() -> Vec<u32> {
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Below a folder that carries the prefix everything is ours, whatever its name.
-fn collect_cgroups(dir: &Path, prefix: &str, ours: bool, found: &mut Vec<PathBuf>) {
+/// Below a folder that carries the name everything is ours, whatever its name.
+fn collect_cgroups(dir: &Path, name: &str, ours: bool, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     for folder in folders {
-        let ours = ours || folder.file_name().to_string_lossy().starts_with(prefix);
+        let ours = ours || folder.file_name().to_string_lossy().contains(name);
         if ours {
             found.push(folder.path());
         }
-        collect_cgroups(&folder.path(), prefix, ours, found);
+        collect_cgroups(&folder.path(), name, ours, found);
     }
 }
 

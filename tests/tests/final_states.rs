@@ -269,3 +269,48 @@ fn killing_a_finished_job_keeps_it_finished() {
         assert_eq!(cluster.master.job(ended.job_id), ended);
     });
 }
+
+#[test]
+fn a_kill_that_races_with_the_launch_is_never_lost() {
+    Cluster::small(|cluster| {
+        let small = job_with("sleep 1000", &[("resource", json!({"cpu": 0.1, "mem": 16}))]);
+        let jobs: Vec<u64> = (0..30)
+            .map(|_| {
+                let job_id = cluster.master.submit(&small).job_id;
+                cluster.master.kill(job_id).expect(200);
+                job_id
+            })
+            .collect();
+        for job_id in jobs {
+            assert_eq!(cluster.master.wait_final(job_id).status, "Killed");
+        }
+    });
+}
+
+#[test]
+fn a_command_cannot_pass_for_killed_by_signalling_its_monitor() {
+    Cluster::small(|cluster| {
+        let ended = cluster.run(&job("kill -TERM 1; kill -KILL 1; kill -INT 1; sleep 1; exit 5"));
+        assert_eq!(ended.outcome(), "Failed: exit code 5");
+    });
+}
+
+#[test]
+fn a_task_whose_monitor_was_killed_is_failed_and_never_finished() {
+    Cluster::small(|cluster| {
+        let running = cluster.master.submit(&job("sleep 1000"));
+        cluster.master.wait_status(running.job_id, "Running");
+        let daemon = cluster.node().daemon().pid();
+        let footprint = cluster.footprint();
+        // The monitor is a clone of the supervisor that was never exec'd, so its command line is the supervisor's.
+        let monitor = until("the monitor", || {
+            let all = footprint.processes();
+            let monitor =
+                all.iter().find(|process| process.pid != daemon && process.cmdline.contains("berth-supervisor"));
+            monitor.map(|process| process.pid).ok_or(all)
+        });
+        let pid = i32::try_from(monitor).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+        assert_eq!(cluster.master.wait_final(running.job_id).outcome(), "Failed: lost");
+    });
+}

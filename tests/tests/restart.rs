@@ -1,10 +1,12 @@
 //! A master that is stopped or killed forgets nothing it ever answered.
 
-use tests::cluster::{Cluster, Plan};
-use tests::job::{job, job_with};
-use tests::wait::until;
+use std::fs;
 
 use serde_json::json;
+use tests::cluster::{Cluster, Plan};
+use tests::job::{job, job_with};
+use tests::node::add_busybox;
+use tests::wait::{until, until_none};
 
 #[test]
 fn jobs_and_their_numbers_survive_a_restart_and_pages_show_them() {
@@ -97,5 +99,64 @@ fn a_node_that_does_not_answer_is_shown_as_lost_with_what_was_seen() {
         assert!(cluster.master.page("/").contains("lost"));
         cluster.node().restart();
         cluster.master.wait_nodes_ready(1);
+    });
+}
+
+#[test]
+fn a_kill_asked_for_while_its_node_is_silent_is_carried_out_when_it_is_back() {
+    Cluster::small(|cluster| {
+        let running = cluster.master.submit(&job("sleep 1000"));
+        cluster.master.wait_status(running.job_id, "Running");
+        cluster.node().kill_supervisor();
+        cluster.master.kill(running.job_id).expect(200);
+        cluster.master.daemon().kill();
+        cluster.master.daemon().restart();
+        cluster.node().restart();
+        assert_eq!(cluster.master.wait_final(running.job_id).status, "Killed");
+    });
+}
+
+#[test]
+fn a_node_with_a_wiped_disk_is_not_taken_for_the_old_one() {
+    Cluster::small(|cluster| {
+        let running = cluster.master.submit(&job("echo old; exec sleep 91001"));
+        cluster.master.wait_status(running.job_id, "Running");
+        let instance = cluster.node().get("/resource")["instance"].clone();
+        cluster.node().kill_supervisor();
+        // What a power cut does to the processes, and a new disk to the files; the share is elsewhere.
+        let footprint = cluster.footprint();
+        let master = cluster.master.daemon().pid();
+        until_none("the node's processes to be gone", || {
+            let mut left = footprint.processes();
+            left.retain(|process| process.pid != master);
+            left.iter().for_each(tests::leaks::end);
+            left
+        });
+        let state_dir = cluster.node().state_dir().to_owned();
+        fs::remove_dir_all(&state_dir).expect("wipe the disk");
+        fs::create_dir(&state_dir).expect("a new disk");
+        add_busybox(cluster.sandbox(), &state_dir);
+        cluster.node().restart();
+        assert_ne!(cluster.node().get("/resource")["instance"], instance);
+        let ended = cluster.master.wait_final(running.job_id);
+        assert!(["Failed: lost", "Failed: node lost"].contains(&ended.outcome().as_str()), "{ended:?}");
+        let fresh = cluster.run(&job("echo fresh"));
+        assert_eq!(fresh.outcome(), "Finished");
+        assert_eq!(cluster.master.details(fresh.job_id).task_stdout, "fresh\n", "an old task's output shows");
+    });
+}
+
+#[test]
+fn a_thousand_jobs_in_one_batch_all_end_once() {
+    Cluster::small(|cluster| {
+        let small = job_with("echo once", &[("resource", json!({"cpu": 0.5, "mem": 16}))]);
+        let jobs = cluster.master.submit_all(&vec![small; 1000]);
+        for job in &jobs {
+            let ended = cluster.master.wait_final(job.job_id);
+            assert_eq!((ended.outcome().as_str(), ended.attempt), ("Finished", 1));
+            assert_eq!(cluster.stdout(&ended), "once\n");
+        }
+        let resource = cluster.node().get("/resource");
+        assert_eq!((&resource["tasks"], &resource["cpu"], &resource["mem"]), (&json!(0), &json!(4), &json!(4096)));
     });
 }
