@@ -292,6 +292,7 @@ fn output_of_any_bytes_and_of_megabytes_comes_whole() {
 fn output_of_a_running_task_can_be_read_while_it_runs() {
     Node::alone(|node| {
         let task = node.create(&job("echo so far; sleep 1000"));
+        node.wait_status(task, "Running");
         until("the first line", || {
             let text = output(node, task, "stdout", 0).expect(200).text();
             if text == "so far\n" { Ok(()) } else { Err(text) }
