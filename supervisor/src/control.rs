@@ -6,11 +6,11 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use wire::access::Refused;
+use wire::access::{Refused, comes_from_browser};
 use wire::http::{ConnectionId, Method, Request, Response};
 use wire::node::{Answer, Created, Events, Refusal, RefusalCode};
 use wire::task::TaskRequest;
-use wire::{BadInput, EventNumber, TaskId, json};
+use wire::{BadInput, EventNumber, InstanceId, TaskId, json};
 
 use crate::output::OutputRequest;
 use crate::task::Now;
@@ -174,9 +174,13 @@ fn named_task(request: &Request) -> Result<TaskId, BadInput> {
 fn events(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
     let after = request.query.get("after").map_or(Ok(EventNumber(0)), str::parse);
     let wait = request.query.get("wait_ms").map_or(Ok(0), wait_ms);
+    let master = request.query.get("master").map(|name| InstanceId(name.to_owned()));
     match (after, wait) {
-        (Ok(after), Ok(wait)) => {
-            let after = table.acknowledge(after);
+        (Ok(mut after), Ok(wait)) => {
+            // A page of another site can make a browser ask, but not make us forget.
+            if !comes_from_browser(&request.headers) {
+                after = table.acknowledge(after, master.as_ref());
+            }
             if wait == 0 || table.last_event() > after {
                 Reply::Now(news(table, after))
             } else {
@@ -380,6 +384,8 @@ mod tests {
         let (_, body) = get(&mut it, "/task/events?after=0");
         let told: Vec<_> = body["data"]["events"].as_array().unwrap().iter().map(|it| it["event"].clone()).collect();
         assert_eq!((told, &body["data"]["last"]), (vec![2.into(), 4.into()], &4.into()));
+        assert_eq!(get(&mut it, "/task/events?after=4&master=another").1["data"]["events"], serde_json::json!([]));
+        assert_eq!(get(&mut it, "/task/info?taskId=2").0, 200);
         assert_eq!(get(&mut it, "/task/events?after=4").1["data"]["events"], serde_json::json!([]));
         assert_eq!(get(&mut it, "/task/info?taskId=2").0, 404);
         assert_eq!(get(&mut it, "/task/info?taskId=1").1["data"]["status"], "Running");

@@ -89,7 +89,9 @@ impl History {
             Record::Forgotten { task } => {
                 self.ended.remove(&task);
             }
-            Record::Acknowledged { after } => self.ended.retain(|_, report| report.event > after),
+            Record::Acknowledged { after, master } => {
+                self.ended.retain(|_, report| report.event > after || report.key.master != master);
+            }
         }
     }
 
@@ -183,7 +185,8 @@ mod tests {
     #[test]
     fn what_was_acknowledged_or_forgotten_is_not_remembered_but_its_numbers_are() {
         let records = vec![start("a"), ended(4, 10), ended(5, 11), ended(6, 12)];
-        let forget = vec![Record::Forgotten { task: TaskId(5) }, Record::Acknowledged { after: EventNumber(10) }];
+        let forget =
+            vec![Record::Forgotten { task: TaskId(5) }, Record::Acknowledged { after: EventNumber(10), master: None }];
         let history = History::replay([records, forget].concat());
         assert_eq!(history.ended.keys().collect::<Vec<_>>(), [&TaskId(6)]);
         assert_eq!((history.last_task, history.last_event), (6, 12));

@@ -15,7 +15,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use wire::task::{TaskReport, TaskRequest};
-use wire::{BootId, EventNumber, TaskId};
+use wire::{BootId, EventNumber, InstanceId, TaskId};
 
 use crate::cgroup::Bases;
 
@@ -100,6 +100,9 @@ pub enum Record {
     Acknowledged {
         /// The last change it has heard of.
         after: EventNumber,
+        /// Whose; the original's master has no name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        master: Option<InstanceId>,
     },
 }
 
@@ -421,7 +424,7 @@ mod tests {
             4 => Record::KillRequested { task },
             5 => ended(task.0),
             6 => Record::Forgotten { task },
-            _ => Record::Acknowledged { after: EventNumber(u.arbitrary()?) },
+            _ => Record::Acknowledged { after: EventNumber(u.arbitrary()?), master: None },
         })
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use wire::node::{Refusal, RefusalCode};
 use wire::task::{AttemptKey, RequestedResource, TaskOrigin, TaskReport, TaskRequest};
-use wire::{EventNumber, JobSpec, TaskId};
+use wire::{EventNumber, InstanceId, JobSpec, TaskId};
 
 use crate::history::{Era, History, Unfinished};
 use crate::journal::{Journal, JournalError, Record};
@@ -365,12 +365,16 @@ impl TaskTable {
     /// A master has heard of everything up to `after`: what had ended by then is forgotten. Answers
     /// from where it should be told on. A number never given out was another node's, or this one's
     /// before its disk was lost: it acknowledges nothing, and all is told anew.
-    pub fn acknowledge(&mut self, after: EventNumber) -> EventNumber {
+    ///
+    /// A master speaks for its own tasks alone: what another has yet to hear is kept for it.
+    pub fn acknowledge(&mut self, after: EventNumber, master: Option<&InstanceId>) -> EventNumber {
         if after > self.last_event {
             return EventNumber(0);
         }
-        let heard: Vec<TaskId> = self.ended_by_event.range(..=after).map(|(_, id)| *id).collect();
-        if !heard.is_empty() && self.append(&Record::Acknowledged { after }).is_ok() {
+        let mut heard: Vec<TaskId> = self.ended_by_event.range(..=after).map(|(_, id)| *id).collect();
+        heard.retain(|id| self.ended.get(id).is_some_and(|report| report.key.master.as_ref() == master));
+        let record = Record::Acknowledged { after, master: master.cloned() };
+        if !heard.is_empty() && self.append(&record).is_ok() {
             for id in heard {
                 self.forget(id);
             }
@@ -648,12 +652,13 @@ pub mod tests {
     }
 
     fn request(attempt: Option<u32>) -> TaskRequest {
-        let origin = TaskOrigin {
-            job_id: attempt.map(|_| JobId(1)),
-            attempt: attempt.map(Attempt),
-            master: Some(InstanceId("m".into())),
-        };
+        let origin =
+            TaskOrigin { job_id: attempt.map(|_| JobId(1)), attempt: attempt.map(Attempt), master: Some(master()) };
         request_of(&origin, &spec("1", 400, "busybox", ""))
+    }
+
+    fn master() -> InstanceId {
+        InstanceId("m".into())
     }
 
     fn finished() -> Outcome {
@@ -768,13 +773,30 @@ pub mod tests {
         it.launch(ended);
         it.end(ended);
         let last = it.table.last_event();
-        assert_eq!(it.table.acknowledge(EventNumber(last.0 - 1)), EventNumber(last.0 - 1));
+        assert_eq!(it.table.acknowledge(EventNumber(last.0 - 1), Some(&master())), EventNumber(last.0 - 1));
         assert!(it.table.report(ended).is_some());
-        it.table.acknowledge(last);
+        it.table.acknowledge(last, Some(&master()));
         assert!(it.table.report(ended).is_none() && it.table.report(alive).is_some());
         it.restart();
         assert!(it.table.report(ended).is_none() && it.table.report(alive).is_some());
         assert_eq!(it.table.last_event(), last);
+    }
+
+    #[test]
+    fn one_master_cannot_acknowledge_for_another() {
+        let mut it = Fixture::new("two-masters");
+        let id = it.create();
+        it.launch(id);
+        it.end(id);
+        let last = it.table.last_event();
+        for stranger in [None, Some(InstanceId("another".into()))] {
+            it.table.acknowledge(last, stranger.as_ref());
+            assert!(it.table.report(id).is_some(), "{stranger:?}");
+        }
+        it.restart();
+        assert!(it.table.report(id).is_some());
+        it.table.acknowledge(last, Some(&master()));
+        assert!(it.table.report(id).is_none());
     }
 
     #[test]
@@ -783,7 +805,7 @@ pub mod tests {
         let id = it.create();
         it.launch(id);
         it.end(id);
-        assert_eq!(it.table.acknowledge(EventNumber(1_000_000)), EventNumber(0));
+        assert_eq!(it.table.acknowledge(EventNumber(1_000_000), Some(&master())), EventNumber(0));
         assert!(it.table.report(id).is_some());
     }
 
