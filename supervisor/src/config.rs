@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lexopt::{Arg, Parser};
 use serde::Deserialize;
+use wire::access::{ListenRefused, check_listen};
 use wire::job::MIN_MEM_MIB;
 use wire::{CpuAmount, CpuRequest, CpuSet, ImageId, JobSpec, NodeId, Resource};
 
@@ -66,6 +67,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         message: String,
     },
+    /// The port would be open to a network without a secret.
+    #[error(transparent)]
+    Listen(#[from] ListenRefused),
     /// The file cannot be read.
     #[error("cannot read {}: {cause}", .path.display())]
     Unreadable {
@@ -249,7 +253,7 @@ impl Named {
     fn settle(self, node: NodeConfig) -> Result<Command, ConfigError> {
         match self {
             Named::Serve => {
-                refuse_open_door(&node)?;
+                check_listen(node.listen, node.token_file.is_some())?;
                 Ok(Command::Serve(node))
             }
             Named::Run(run) => run.settle(node),
@@ -257,20 +261,6 @@ impl Named {
             Named::Image(words) => image_command(node, &words),
         }
     }
-}
-
-/// Whoever reaches the port may run anything as root in a container, so it is not opened to a network
-/// without a secret.
-fn refuse_open_door(node: &NodeConfig) -> Result<(), ConfigError> {
-    if node.listen.ip().is_loopback() || node.token_file.is_some() {
-        return Ok(());
-    }
-    let message = format!(
-        "{} can be reached from other machines, and without a token anyone there could run commands here; hint: \
-         give --token-file, or listen on 127.0.0.1",
-        node.listen
-    );
-    Err(bad("listen", message))
 }
 
 fn image_command(node: NodeConfig, words: &[OsString]) -> Result<Command, ConfigError> {
@@ -456,17 +446,8 @@ fn cgroup_root(name: String) -> Result<String, ConfigError> {
     if good { Ok(name) } else { Err(bad("cgroup-root", format!("{name:?} is not a name for a cgroup"))) }
 }
 
-/// `500ms`, `30s`, `5m`, `1h`, or a plain number of milliseconds.
 fn duration(option: &'static str, text: &str) -> Result<Duration, ConfigError> {
-    const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
-    let unit = UNITS.iter().find_map(|(unit, ms)| text.strip_suffix(unit).map(|digits| (digits, *ms)));
-    let (digits, ms) = unit.unwrap_or((text, 1));
-    let all_digits = digits.bytes().all(|b| b.is_ascii_digit());
-    let total = digits.parse::<u64>().ok().filter(|_| all_digits).and_then(|count| count.checked_mul(ms));
-    let within = total.filter(|total| *total <= wire::job::MAX_TIMEOUT_MS);
-    within
-        .map(Duration::from_millis)
-        .ok_or_else(|| bad(option, format!("{text:?} is not a time such as 500ms, 30s, 5m or 1h")))
+    wire::duration::parse(text).map_err(|message| bad(option, message))
 }
 
 fn absolute(option: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {

@@ -50,7 +50,7 @@ impl Places {
 
     /// The log folder of a task.
     pub fn logs(&self, task: TaskId) -> PathBuf {
-        self.share.join("nodes").join(self.node.to_string()).join(format!("task{task}"))
+        wire::logs::folder(&self.share, self.node, task)
     }
 }
 

@@ -258,9 +258,10 @@ impl LongPolls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{Start, Stream};
+    use crate::output::Start;
     use crate::task::{Event, Init};
     use crate::task_table::tests::Fixture;
+    use wire::Log;
     use wire::http::{Headers, Query};
 
     const JOB: &str =
@@ -398,7 +399,7 @@ mod tests {
         post(&mut it, "/task/kill", r#"{"taskId":1}"#);
         get(&mut it, "/task/events?after=2");
         let reply = ask(&mut it, Method::Get, "/task/output?taskId=1&stream=stderr&offset=5", "");
-        let output = OutputRequest { task: TaskId(1), stream: Stream::Stderr, start: Start::Offset(5) };
+        let output = OutputRequest { task: TaskId(1), log: Log::Stderr, start: Start::Offset(5) };
         assert_eq!(reply, Reply::Output(output));
         assert_eq!(get(&mut it, "/task/output?taskId=2").0, 404);
         assert_eq!(code_and_field(get(&mut it, "/task/output?taskId=1&stream=x")).2, "stream");

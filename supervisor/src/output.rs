@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use wire::http::{Query, reason_phrase};
 use wire::node::{Answer, Refusal, RefusalCode};
-use wire::{BadInput, TaskId};
+use wire::{BadInput, Log, TaskId};
 
 use crate::containers;
 use crate::event_loop::Watcher;
@@ -26,28 +26,6 @@ const MAX_READERS: usize = 32;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a reader may take altogether; who wants more asks for the rest with an offset.
 const LIFETIME: Duration = Duration::from_secs(600);
-
-/// Which of a task's logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
-    /// What the command wrote to its standard output.
-    Stdout,
-    /// What it wrote to its standard error.
-    Stderr,
-    /// What its init did.
-    Monitor,
-}
-
-impl Stream {
-    /// The log's file name in the task's log folder.
-    pub const fn file_name(self) -> &'static str {
-        match self {
-            Stream::Stdout => "task_stdout",
-            Stream::Stderr => "task_stderr",
-            Stream::Monitor => "monitor_out",
-        }
-    }
-}
 
 /// From where on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,8 +51,8 @@ impl Start {
 pub struct OutputRequest {
     /// The task.
     pub task: TaskId,
-    /// Its log.
-    pub stream: Stream,
+    /// Which of its logs.
+    pub log: Log,
     /// From where on.
     pub start: Start,
 }
@@ -83,21 +61,14 @@ impl OutputRequest {
     /// Reads `taskId=7&stream=stdout&offset=0`; `tail` instead of `offset` counts from the end.
     pub fn parse(query: &Query) -> Result<OutputRequest, BadInput> {
         let task = query.get("taskId").ok_or_else(|| BadInput::new("taskId", "is missing"))?.parse()?;
-        let stream = match query.get("stream") {
-            None | Some("stdout") => Stream::Stdout,
-            Some("stderr") => Stream::Stderr,
-            Some("monitor") => Stream::Monitor,
-            Some(other) => {
-                return Err(BadInput::new("stream", format!("{other:?} is not one of stdout, stderr, monitor")));
-            }
-        };
+        let log = query.get("stream").map_or(Ok(Log::Stdout), str::parse)?;
         let number = |name: &str| query.get(name).map(|text| count(name, text)).transpose();
         let start = match (number("offset")?, number("tail")?) {
             (Some(_), Some(_)) => return Err(BadInput::new("tail", "and offset exclude each other")),
             (None, Some(bytes)) => Start::Tail(bytes),
             (offset, None) => Start::Offset(offset.unwrap_or(0)),
         };
-        Ok(OutputRequest { task, stream, start })
+        Ok(OutputRequest { task, log, start })
     }
 }
 
@@ -230,9 +201,9 @@ mod tests {
 
     #[test]
     fn a_request_for_output_is_read_and_a_wrong_one_refused_by_field() {
-        let whole = OutputRequest { task: TaskId(7), stream: Stream::Stdout, start: Start::Offset(0) };
+        let whole = OutputRequest { task: TaskId(7), log: Log::Stdout, start: Start::Offset(0) };
         assert_eq!(parse("taskId=7"), Ok(whole));
-        let tail = OutputRequest { stream: Stream::Monitor, start: Start::Tail(100), ..whole };
+        let tail = OutputRequest { log: Log::Monitor, start: Start::Tail(100), ..whole };
         assert_eq!(parse("taskId=7&stream=monitor&tail=100"), Ok(tail));
         for (query, field) in [
             ("", "taskId"),

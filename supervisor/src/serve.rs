@@ -233,7 +233,7 @@ impl Supervisor {
             let busy = Refusal::new(RefusalCode::Busy, "too many logs are being read at once; ask again in a moment");
             return self.events.server().respond(connection, control::refused(busy), now.instant);
         }
-        let path = self.places.logs(output.task).join(output.stream.file_name());
+        let path = self.places.logs(output.task).join(output.log.file_name());
         if let Some(stream) = self.events.server().hand_over(connection) {
             self.readers.start(&stream, &path, output.start, &self.watcher, now.instant);
         }

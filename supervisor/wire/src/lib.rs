@@ -8,11 +8,13 @@
 
 pub mod access;
 pub mod cpu;
+pub mod duration;
 pub mod failure;
 pub mod http;
 pub mod ids;
 pub mod job;
 pub mod json;
+pub mod logs;
 pub mod node;
 pub mod state;
 pub mod stderr_log;
@@ -22,4 +24,5 @@ pub use cpu::{CpuAmount, CpuRequest, CpuSet};
 pub use failure::{BadInput, Reason};
 pub use ids::{Attempt, BootId, ContainerId, EventNumber, ImageId, InstanceId, JobId, NodeId, TaskId};
 pub use job::{JobSpec, Resource};
+pub use logs::Log;
 pub use state::State;
