@@ -29,8 +29,8 @@ pub fn binary(name: &str) -> PathBuf {
 pub struct Daemon {
     binary: PathBuf,
     args: Vec<String>,
-    /// A shell's `ulimit -n` before the exec.
-    open_files: Option<u32>,
+    /// What a shell does before it becomes the daemon: `ulimit -n 128`.
+    before_exec: Option<String>,
     addr: SocketAddr,
     log: PathBuf,
     child: Option<Child>,
@@ -38,8 +38,8 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts `name` with `--listen` and these arguments, and waits until it answers HTTP.
-    pub fn start(name: &str, args: Vec<String>, log: PathBuf, open_files: Option<u32>) -> Daemon {
-        let mut daemon = Daemon { binary: binary(name), args, open_files, addr: free_addr(), log, child: None };
+    pub fn start(name: &str, args: Vec<String>, log: PathBuf, before_exec: Option<String>) -> Daemon {
+        let mut daemon = Daemon { binary: binary(name), args, before_exec, addr: free_addr(), log, child: None };
         for _ in 1..PORTS_TO_TRY {
             match daemon.launch() {
                 Ok(()) => return daemon,
@@ -75,11 +75,11 @@ impl Daemon {
 
     fn command(&self) -> Command {
         let listen = ["--listen".to_owned(), self.addr.to_string()];
-        let mut command = match self.open_files {
+        let mut command = match &self.before_exec {
             None => Command::new(&self.binary),
-            Some(limit) => {
+            Some(before) => {
                 let mut shell = Command::new("/bin/sh");
-                shell.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\"")).arg(&self.binary);
+                shell.arg("-c").arg(format!("{before}; exec \"$0\" \"$@\"")).arg(&self.binary);
                 shell
             }
         };

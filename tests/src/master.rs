@@ -21,8 +21,8 @@ pub struct MasterPlan {
     pub flags: Vec<String>,
     /// What `--token-file` holds, if there is one; the nodes then want the same.
     pub token: Option<String>,
-    /// A limit on open files.
-    pub open_files: Option<u32>,
+    /// What a shell does before it becomes the daemon: `ulimit -n 128`.
+    pub before_exec: Option<String>,
 }
 
 /// A running master.
@@ -42,7 +42,7 @@ impl Master {
         }
         args.extend(token_flag(sandbox, plan.token.as_deref()));
         args.extend(plan.flags.iter().cloned());
-        let daemon = Daemon::start(MASTER, args, sandbox.dir().join("master.log"), plan.open_files);
+        let daemon = Daemon::start(MASTER, args, sandbox.dir().join("master.log"), plan.before_exec.clone());
         Master { token: plan.token.clone(), daemon }
     }
 

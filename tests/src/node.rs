@@ -29,13 +29,13 @@ pub struct NodePlan {
     pub flags: Vec<String>,
     /// What `--token-file` holds, if there is one.
     pub token: Option<String>,
-    /// A limit on open files.
-    pub open_files: Option<u32>,
+    /// What a shell does before it becomes the daemon: `ulimit -n 128`.
+    pub before_exec: Option<String>,
 }
 
 impl Default for NodePlan {
     fn default() -> NodePlan {
-        NodePlan { cpu: 4, mem: 4096, flags: Vec::new(), token: None, open_files: None }
+        NodePlan { cpu: 4, mem: 4096, flags: Vec::new(), token: None, before_exec: None }
     }
 }
 
@@ -78,7 +78,7 @@ impl Node {
         args.extend(plan.flags.iter().cloned());
         add_busybox(sandbox, &state_dir);
         let log = sandbox.dir().join(format!("node{id}.log"));
-        let daemon = Daemon::start(SUPERVISOR, args, log, plan.open_files);
+        let daemon = Daemon::start(SUPERVISOR, args, log, plan.before_exec.clone());
         let fds_at_start = daemon.open_fds();
         let (token, footprint) = (plan.token.clone(), Footprint::of(sandbox));
         Node { id, state_dir, share, packages, token, footprint, daemon, fds_at_start }

@@ -40,21 +40,30 @@ impl Victim {
     }
 }
 
-/// Runs the attack on the master and on a node: both answer after it, and neither has grown.
-fn against_both(attack: impl Fn(&Victim)) {
+/// Runs the attack on the master and on a node at once: both answer after it, and neither has grown.
+fn against_both(attack: impl Fn(&Victim) + Sync) {
     Cluster::small(|cluster| {
         let victims = victims(cluster);
         for victim in &victims {
             victim.answers();
         }
         let before = [cluster.master.daemon().resident_kib(), cluster.node().daemon().resident_kib()];
+        all_at_once(&victims, |victim| attack(victim));
         for victim in &victims {
-            attack(victim);
             victim.answers();
         }
         let after = [cluster.master.daemon().resident_kib(), cluster.node().daemon().resident_kib()];
         for (before, after) in before.into_iter().zip(after) {
             assert!(after < before + FLAT_KIB, "memory went from {before} to {after} KiB");
+        }
+    });
+}
+
+/// Does something to each, in a thread a piece, and is done when all are.
+fn all_at_once<T: Sync>(each: &[T], act: impl Fn(&T) + Sync) {
+    thread::scope(|scope| {
+        for one in each {
+            scope.spawn(|| act(one));
         }
     });
 }
@@ -99,33 +108,29 @@ fn a_giant_content_length_is_refused_at_its_announcement() {
 }
 
 #[test]
-fn an_endless_header_is_cut_off() {
+fn an_endless_head_is_cut_off() {
+    let floods = [
+        ("GET / HTTP/1.1\r\nHost: x\r\n", "X-More: and more\r\n".repeat(100)),
+        ("GET / HTTP/1.1\r\nHost: x\r\nX-Long: ", "a".repeat(4096)),
+        ("GET /", "a".repeat(4096)),
+        ("", "A".repeat(4096)),
+        ("", "\r\n".repeat(2048)),
+    ];
     against_both(|victim| {
-        for (start, piece) in [
-            ("GET / HTTP/1.1\r\nHost: x\r\n", "X-More: and more\r\n".repeat(100)),
-            ("GET / HTTP/1.1\r\nHost: x\r\nX-Long: ", "a".repeat(4096)),
-            ("GET /", "a".repeat(4096)),
-            ("", "A".repeat(4096)),
-            ("", "\r\n".repeat(2048)),
-        ] {
-            flood_until_cut_off(victim, start.as_bytes(), piece.as_bytes());
-            victim.answers();
-        }
+        all_at_once(&floods, |(start, piece)| flood_until_cut_off(victim, start.as_bytes(), piece.as_bytes()));
     });
 }
 
 #[test]
 fn an_endless_chunked_body_is_cut_off() {
+    let chunks = [
+        format!("1000\r\n{}\r\n", "a".repeat(4096)),
+        "1\r\na\r\n".repeat(500),
+        format!("1;{}\r\na\r\n", "x".repeat(3000)),
+    ];
     against_both(|victim| {
         let head = format!("POST /x HTTP/1.1\r\nHost: {}\r\nTransfer-Encoding: chunked\r\n\r\n", victim.addr);
-        for piece in [
-            format!("1000\r\n{}\r\n", "a".repeat(4096)),
-            "1\r\na\r\n".repeat(500),
-            format!("1;{}\r\na\r\n", "x".repeat(3000)),
-        ] {
-            flood_until_cut_off(victim, head.as_bytes(), piece.as_bytes());
-            victim.answers();
-        }
+        all_at_once(&chunks, |piece| flood_until_cut_off(victim, head.as_bytes(), piece.as_bytes()));
     });
 }
 
@@ -252,8 +257,9 @@ fn a_burst_of_clients_is_answered_to_the_last() {
 #[test]
 fn exhausted_file_descriptors_are_free_again() {
     for open_files in [96, 128, 160, 256] {
-        let mut plan = Plan::of_nodes([NodePlan { open_files: Some(open_files), ..NodePlan::default() }]);
-        plan.master.open_files = Some(open_files);
+        let few = Some(format!("ulimit -n {open_files}"));
+        let mut plan = Plan::of_nodes([NodePlan { before_exec: few.clone(), ..NodePlan::default() }]);
+        plan.master.before_exec = few;
         plan.run(|cluster| {
             for victim in victims(cluster) {
                 let mut crowd: Vec<Connection> = (0..400).map(|_| victim.connect()).collect();
