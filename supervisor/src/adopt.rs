@@ -15,6 +15,8 @@ use crate::task_table::TaskTable;
 
 /// How containers of `berth-supervisor run` are named: they belong to whoever runs them.
 const FOREGROUND_PREFIX: &str = "run-";
+/// Where whole numbers in JSON end (RFC 8259, section 6): no task was ever given a higher one.
+const HIGHEST_TASK: TaskId = TaskId((1 << 53) - 1);
 
 /// The cgroups of this boot's eras, each opened once.
 #[derive(Debug)]
@@ -165,6 +167,12 @@ fn sweep_what_is_nobodys(table: &TaskTable, containers: &mut Containers, now: No
     }
 }
 
+/// The highest task that any of these containers was made for, those that were put aside among them.
+pub fn last_task_named(names: &[String]) -> Option<TaskId> {
+    let made_for = |name: &String| task_named(name.split_once("-left-").map_or(name.as_str(), |(name, _)| name));
+    names.iter().filter_map(made_for).filter(|task| *task <= HIGHEST_TASK).max()
+}
+
 fn task_named(name: &str) -> Option<TaskId> {
     name.parse().ok().map(|ContainerId(task)| task)
 }
@@ -190,6 +198,13 @@ mod tests {
         assert!(living(Init { pid, start_time }).is_some());
         assert!(living(Init { pid, start_time: start_time + 1 }).is_none());
         assert!(living(Init { pid: i32::MAX, start_time }).is_none());
+    }
+
+    #[test]
+    fn the_last_task_is_told_by_what_is_left_of_it_and_by_no_stranger() {
+        let names = ["t7-cont", "t12-cont-left-1", "run-99-cont", "t18446744073709551615-cont"].map(str::to_owned);
+        assert_eq!(last_task_named(&names), Some(TaskId(12)));
+        assert_eq!(last_task_named(&[]), None);
     }
 
     #[test]

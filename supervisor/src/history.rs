@@ -134,6 +134,12 @@ impl History {
             self.last_event += MAX_UNSYNCED;
         }
     }
+
+    /// A journal that was lost forgets what it gave out, but what was made under those numbers may still be here:
+    /// its numbers are not given out again.
+    pub fn skip_what_is_still_here(&mut self, last_task: Option<TaskId>) {
+        self.last_task = self.last_task.max(last_task.map_or(0, |task| task.0));
+    }
 }
 
 #[cfg(test)]
@@ -198,6 +204,17 @@ mod tests {
         let history = History::replay(vec![start("a"), accepted(4, 10), start("b"), init, start("b"), start("a")]);
         assert_eq!(history.eras.iter().map(|era| era.boot.0.as_str()).collect::<Vec<_>>(), ["a", "b", "a"]);
         assert_eq!(history.unfinished[&TaskId(4)].era, 1);
+    }
+
+    #[test]
+    fn a_lost_journal_gives_no_number_out_again_whose_container_is_still_here() {
+        let mut lost = History::replay(Vec::new());
+        lost.skip_what_is_still_here(Some(TaskId(7)));
+        assert_eq!(lost.last_task, 7);
+        let mut kept = History::replay(vec![start("a"), accepted(9, 10)]);
+        kept.skip_what_is_still_here(Some(TaskId(7)));
+        kept.skip_what_is_still_here(None);
+        assert_eq!(kept.last_task, 9);
     }
 
     #[test]

@@ -118,20 +118,21 @@ impl Supervisor {
         history.skip_what_a_power_cut_may_have_taken(&boot);
         let era_is_new = history.begin_era(Era { boot: boot.clone(), bases: layout.bases() });
         let layouts = adopt::open_layouts(&history.eras, &boot, layout)?;
+        let watcher = events.watcher().map_err(cannot("watch anything"))?;
+        let own_watcher = events.watcher().map_err(cannot("watch anything"))?;
+        let descriptors = machine::raise_descriptors();
         let places = Places {
             containers: config.state_dir.join("cont"),
             share: config.share.clone(),
             node: config.id,
             grace: config.grace,
         };
+        let mut containers = Containers::new(launcher, places.clone(), layouts.opened, watcher, descriptors);
+        history.skip_what_is_still_here(adopt::last_task_named(&containers.names()));
         let now = Now::read();
         let mut table = TaskTable::new(node, config.grace, journal, history, now);
         // From here on what is written belongs to our era.
         begin_journal(&mut table, era_is_new)?;
-        let watcher = events.watcher().map_err(cannot("watch anything"))?;
-        let own_watcher = events.watcher().map_err(cannot("watch anything"))?;
-        let descriptors = machine::raise_descriptors();
-        let mut containers = Containers::new(launcher, places.clone(), layouts.opened, watcher, descriptors);
         adopt::adopt(&mut table, &mut containers, &layouts.of_era, now);
         Ok(Supervisor {
             events,

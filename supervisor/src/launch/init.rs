@@ -115,9 +115,11 @@ fn open_logs(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<Option<Streams>, 
     Ok(Some(Streams { stdin, stdout: open_log(folder, "task_stdout")?, stderr: open_log(folder, "task_stderr")? }))
 }
 
+/// Empty: a task runs at most once, so what stands there is an earlier launch's that never ran, or was written under
+/// this number before the node lost its journal. Appending: whoever else empties it leaves no hole.
 fn open_log(folder: &Path, name: &str) -> Result<File, StepError> {
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+    options.append(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW | libc::O_TRUNC);
     options.open(folder.join(name)).step(|| format!("open log {}", folder.join(name).display()))
 }
 
@@ -358,5 +360,31 @@ fn in_words(end: &End) -> String {
         End::Killed => "stopped: asked to".to_owned(),
         End::NeverTold => "left: the supervisor was gone before it said go".to_owned(),
         End::LaunchFailed { step, cause } => format!("launch failed: {step}: {cause}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    #[test]
+    fn a_log_begins_empty_whoever_wrote_there_before_and_is_then_appended_to() {
+        let scratch = Scratch::new("log");
+        scratch.write("task_stdout", "of another life\n");
+        let mut log = open_log(scratch.path(), "task_stdout").unwrap();
+        log.write_all(b"one\n").unwrap();
+        std::fs::write(scratch.join("task_stdout"), "").unwrap();
+        log.write_all(b"two\n").unwrap();
+        assert_eq!(std::fs::read_to_string(scratch.join("task_stdout")).unwrap(), "two\n");
+    }
+
+    #[test]
+    fn a_log_that_is_a_symlink_is_not_followed_nor_emptied() {
+        let scratch = Scratch::new("loglink");
+        scratch.write("victim", "kept");
+        std::os::unix::fs::symlink(scratch.join("victim"), scratch.join("task_stdout")).unwrap();
+        assert_eq!(open_log(scratch.path(), "task_stdout").unwrap_err().cause, "ELOOP");
+        assert_eq!(std::fs::read_to_string(scratch.join("victim")).unwrap(), "kept");
     }
 }
