@@ -247,14 +247,9 @@ impl Journal {
             return Ok(());
         }
         let end = wanted + RESERVE_STEP;
-        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, end) {
-            // A filesystem that cannot reserve is no reason not to work.
-            Ok(()) | Err(Errno::OPNOTSUPP) => {
-                self.reserved = end;
-                Ok(())
-            }
-            Err(errno) => Err(errno.into()),
-        }
+        allocate(&self.file, end)?;
+        self.reserved = end;
+        Ok(())
     }
 
     /// Whether lines wait for a sync.
@@ -289,16 +284,19 @@ impl Journal {
 
     /// Replaces all records by `records`: a new file, synced, renamed over the old one. Whoever dies
     /// in between leaves either the old journal or the new.
-    pub fn compact(&mut self, records: &[Record]) -> Result<(), JournalError> {
+    ///
+    /// What was reserved behind the old one goes with it, so the new one must have `room` bytes before it takes its
+    /// place; if it cannot, the old one stays with what it has.
+    pub fn compact(&mut self, records: &[Record], room: u64) -> Result<(), JournalError> {
         let fresh = self.path.with_extension("new");
-        let (file, len) = write_anew(&fresh, records)
+        let (file, len) = write_anew(&fresh, records, room)
             .and_then(|written| std::fs::rename(&fresh, &self.path).map(|()| written))
             .map_err(|cause| self.write_error(cause))?;
         // Until the folder is synced a power cut may bring the old file back, which was synced just as
         // far as it was; only then may its later lines count as safe.
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|cause| self.sync_error(cause))?;
-        (self.file, self.len, self.torn, self.reserved, self.compacted_len) = (file, len, false, 0, len);
+        (self.file, self.len, self.torn, self.reserved, self.compacted_len) = (file, len, false, len + room, len);
         self.synced = self.appended;
         Ok(())
     }
@@ -328,7 +326,15 @@ impl Journal {
     }
 }
 
-fn write_anew(path: &Path, records: &[Record]) -> io::Result<(File, u64)> {
+/// Has the disk keep room up to `end` (fallocate(2)). A filesystem that cannot reserve is no reason not to work.
+fn allocate(file: &File, end: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, end) {
+        Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn write_anew(path: &Path, records: &[Record], room: u64) -> io::Result<(File, u64)> {
     let mut bytes = Vec::new();
     for record in records {
         bytes.extend_from_slice(&line_of(record)?);
@@ -340,9 +346,14 @@ fn write_anew(path: &Path, records: &[Record]) -> io::Result<(File, u64)> {
         return Err(error);
     }
     let mut file = OpenOptions::new().read(true).append(true).create_new(true).open(path)?;
+    let len = bytes.len() as u64;
+    // Nothing needs no room, and fallocate(2) refuses to reserve it.
+    if len + room > 0 {
+        allocate(&file, len + room)?;
+    }
     file.write_all(&bytes)?;
     file.sync_all()?;
-    Ok((file, bytes.len() as u64))
+    Ok((file, len))
 }
 
 fn line_of(record: &Record) -> io::Result<Vec<u8>> {
@@ -502,10 +513,22 @@ mod tests {
         for task in 0..4 {
             journal.append(&ended(task)).unwrap();
         }
-        journal.compact(&[ended(3)]).unwrap();
+        journal.compact(&[ended(3)], 0).unwrap();
         journal.append(&ended(4)).unwrap();
         assert_eq!(Journal::open(&scratch.join("journal")).unwrap().1, [ended(3), ended(4)]);
         assert!(!scratch.join("journal.new").exists());
+    }
+
+    #[test]
+    fn after_a_compaction_there_is_as_much_room_as_was_asked_for() {
+        let scratch = Scratch::new("compactroom");
+        let (mut journal, _) = Journal::open(&scratch.join("journal")).unwrap();
+        journal.append_and_reserve(&ended(1), 10_000).unwrap();
+        journal.compact(&[ended(1)], 100_000).unwrap();
+        let metadata = std::fs::metadata(scratch.join("journal")).unwrap();
+        assert_eq!(metadata.len(), journal.len);
+        assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 >= journal.len + 100_000);
+        assert_eq!(journal.reserved, journal.len + 100_000);
     }
 
     #[test]

@@ -219,8 +219,12 @@ impl TaskTable {
 
     /// The room for its end is taken together with the task.
     fn write_accepted(&mut self, record: &Record) -> Result<(), String> {
-        let room = (self.living.len() as u64 + 1) * BYTES_A_TASK;
+        let room = self.room_for_ends() + BYTES_A_TASK;
         self.journal.append_and_reserve(record, room).map_err(|error| self.note(error))
+    }
+
+    fn room_for_ends(&self) -> u64 {
+        self.living.len() as u64 * BYTES_A_TASK
     }
 
     fn check_journal(&self) -> Result<(), Refusal> {
@@ -472,8 +476,8 @@ impl TaskTable {
 
     /// Rewrites the journal as what is remembered now.
     pub fn compact(&mut self) -> Result<(), String> {
-        let records = self.records();
-        self.journal.compact(&records).map_err(|error| self.note(error))
+        let (records, room) = (self.records(), self.room_for_ends());
+        self.journal.compact(&records, room).map_err(|error| self.note(error))
     }
 
     /// What is remembered, as records. An old era's start stands before the tasks launched in it.
@@ -733,6 +737,17 @@ pub mod tests {
         it.end(running);
         it.restart();
         assert_eq!(it.status(running), State::Finished);
+    }
+
+    #[test]
+    fn the_next_supervisor_has_room_for_the_ends_of_all_that_live_before_it_accepts_anything() {
+        let mut it = Fixture::new("ends");
+        it.create();
+        it.create();
+        it.restart();
+        let journal = std::fs::metadata(it.scratch.join("journal")).unwrap();
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&journal);
+        assert!(blocks * 512 >= journal.len() + 2 * BYTES_A_TASK, "{blocks} blocks for {} bytes", journal.len());
     }
 
     #[test]
