@@ -150,6 +150,14 @@ pub enum Phase {
     },
 }
 
+impl Phase {
+    /// As of `now` init was asked to end the task. It keeps the grace period by itself, and has a margin after it to
+    /// tidy up and record, so that our SIGKILL does not race what it has to say.
+    pub fn stopping(spec: Box<JobSpec>, init: Init, start: Start, grace: Duration, now: Now) -> Phase {
+        Phase::Stopping { spec, init, start, kill_at: now.instant + grace + INIT_MARGIN, kills: 0 }
+    }
+}
+
 /// What can happen to a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -354,11 +362,9 @@ fn step(phase: Phase, event: Event, now: Now) -> (Phase, Vec<Action>) {
         (Phase::Stopping { spec, init, start, kills, .. }, Event::DeadlinePassed) => {
             kill_again(spec, init, start, kills + 1, now)
         }
-        (Phase::Stopping { start: Start::NotYet, kills, .. }, Event::InitExited(outcome)) => {
-            end(stopped(outcome, kills))
-        }
-        (Phase::Stopping { start: Start::Since(since), kills, .. }, Event::InitExited(outcome)) => {
-            end(started(stopped(outcome, kills), since))
+        (Phase::Stopping { start: Start::NotYet, .. }, Event::InitExited(outcome)) => end(stopped(outcome)),
+        (Phase::Stopping { start: Start::Since(since), .. }, Event::InitExited(outcome)) => {
+            end(started(stopped(outcome), since))
         }
         (Phase::Stopping { .. }, Event::NeverRan) => end(Outcome::without_a_run(State::Killed, None, now)),
         // Killing twice is fine; it started once.
@@ -392,8 +398,7 @@ fn end(outcome: Outcome) -> (Phase, Vec<Action>) {
 /// The signal goes out before the line: a kill must work when the disk is full, and init remembers
 /// that it was asked, so nothing hangs on the line if we die in between.
 fn stop(spec: Box<JobSpec>, init: Init, start: Start, grace: Duration, now: Now) -> (Phase, Vec<Action>) {
-    let kill_at = now.instant + grace + INIT_MARGIN;
-    let phase = Phase::Stopping { spec, init, start, kill_at, kills: 0 };
+    let phase = Phase::stopping(spec, init, start, grace, now);
     (phase, vec![Action::Terminate, Action::Write(Change::KillRequested)])
 }
 
@@ -404,10 +409,12 @@ fn kill_again(spec: Box<JobSpec>, init: Init, start: Start, kills: u32, now: Now
     (phase, [Action::Kill].into_iter().chain(stuck).collect())
 }
 
-/// An init that we had to kill could record nothing; that its end was asked for is in the journal.
-fn stopped(outcome: Outcome, kills: u32) -> Outcome {
+/// An init that was killed could record nothing, but that its end was asked for is in the journal. How often we killed
+/// it is not: that may have been another supervisor of this boot. Should a stranger have been quicker than all of us,
+/// the task has still ended as it was asked to.
+fn stopped(outcome: Outcome) -> Outcome {
     match outcome.cause {
-        Some(Reason::Lost) if kills > 0 => Outcome { status: State::Killed, cause: None, ..outcome },
+        Some(Reason::Lost) => Outcome { status: State::Killed, cause: None, ..outcome },
         _ => outcome,
     }
 }
@@ -522,15 +529,29 @@ mod tests {
     }
 
     #[test]
-    fn an_init_that_had_to_be_killed_makes_its_task_killed_and_not_lost() {
+    fn an_init_that_had_to_be_killed_makes_its_task_killed_and_not_lost_whichever_supervisor_killed_it() {
         let now = Now::read();
         let lost = outcome(None, &Usage::default(), 64, false, now);
-        let (phase, _) = step(stopping(now, 1), Event::InitExited(lost.clone()), now);
-        assert!(
-            matches!(phase, Phase::Ended { outcome } if outcome.status == State::Killed && outcome.cause.is_none())
-        );
-        let (phase, _) = step(stopping(now, 0), Event::InitExited(lost), now);
-        assert!(matches!(phase, Phase::Ended { outcome } if outcome.cause == Some(Reason::Lost)));
+        let not_yet = Phase::stopping(spec(), INIT, Start::NotYet, GRACE, now);
+        // A supervisor that was started after the kill has counted none.
+        for phase in [stopping(now, 1), stopping(now, 0), not_yet] {
+            let Phase::Ended { outcome } = step(phase, Event::InitExited(lost.clone()), now).0 else { panic!() };
+            assert_eq!((outcome.status, outcome.cause), (State::Killed, None));
+        }
+    }
+
+    #[test]
+    fn what_nobody_asked_to_end_is_lost_and_a_reboot_while_stopping_stays_a_reboot() {
+        let now = Now::read();
+        let ended_as = |phase, rebooted| {
+            let gone = outcome(None, &Usage::default(), 64, rebooted, now);
+            match step(phase, Event::InitExited(gone), now).0 {
+                Phase::Ended { outcome } => (outcome.status, outcome.cause),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(ended_as(running(), false), (State::Failed, Some(Reason::Lost)));
+        assert_eq!(ended_as(stopping(now, 0), true), (State::Failed, Some(Reason::NodeRebooted)));
     }
 
     #[test]

@@ -115,10 +115,15 @@ impl TaskTable {
         table
     }
 
+    /// One that is to end is asked again: the last supervisor may have died between the journal's line and the signal,
+    /// and init minds only the first one.
     fn remember(&mut self, id: TaskId, unfinished: Unfinished, now: Now) {
         let (event, era) = (unfinished.event, unfinished.era);
         let origin = origin_of(&unfinished.request);
         let phase = phase_of(unfinished, now, self.grace);
+        if matches!(phase, Phase::Stopping { .. }) {
+            self.deeds.push_back((id, Deed::Terminate));
+        }
         self.insert(Task { id, origin, phase }, event, era);
     }
 
@@ -521,7 +526,7 @@ fn phase_of(unfinished: Unfinished, now: Now, grace: Duration) -> Phase {
         (None, _) => Phase::Accepted { spec },
         (Some(init), started) if unfinished.kill_requested => {
             let start = started.map_or(Start::NotYet, Start::Since);
-            Phase::Stopping { spec, init, start, kill_at: now.instant + grace, kills: 0 }
+            Phase::stopping(spec, init, start, grace, now)
         }
         (Some(init), Some(since)) => Phase::Running { spec, init, since },
         (Some(init), None) => Phase::Launched { spec, init },
@@ -732,7 +737,9 @@ pub mod tests {
             it.restart();
             assert_eq!(it.table.changes_after(EventNumber(0)), before);
             assert_eq!((it.status(running), it.status(stopping)), (State::Running, State::Assigned));
-            assert!(it.table.next_deadline().is_some(), "the kill's deadline was forgotten");
+            let left = it.table.next_deadline().expect("the kill's deadline was forgotten") - Instant::now();
+            assert!(left > GRACE, "init is killed while it records: {left:?}");
+            assert_eq!(it.deeds(), [(stopping, Deed::Terminate)]);
         }
         it.end(running);
         it.restart();
