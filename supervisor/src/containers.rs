@@ -9,11 +9,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, WaitId, WaitIdOptions};
+use rustix::process::Signal;
 use wire::task::TaskOrigin;
 use wire::{ContainerId, JobSpec, NodeId, Reason, TaskId};
 
 use crate::cgroup::{Layout, Removal, Usage};
+use crate::child;
 use crate::event_loop::Watcher;
 use crate::launch::record::{self, End, EndRecord};
 use crate::launch::{InitLine, LaunchRequest, Launched, Launcher, Logs, Network};
@@ -160,11 +161,14 @@ impl Containers {
         known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }
 
-    /// Should watching fail, the line is cut with the value that holds it, and init leaves by itself.
+    /// Should watching fail, init is gone when this returns; what it has made is released with its task.
     fn watch(&mut self, task: TaskId, launched: Launched, layout: usize) -> io::Result<Init> {
         let Launched { pidfd, pid, start_time, line } = launched;
-        self.watcher.watch_init(task, pidfd.as_fd())?;
-        self.watcher.watch_line(task, &line).inspect_err(|_| self.watcher.release(&pidfd))?;
+        let watched = self
+            .watcher
+            .watch_init(task, pidfd.as_fd())
+            .and_then(|()| self.watcher.watch_line(task, &line).inspect_err(|_| self.watcher.release(&pidfd)));
+        watched.inspect_err(|_| child::kill_and_reap(&pidfd))?;
         self.inits.insert(task, LiveInit { pidfd, line: Some(line), told: false, layout });
         Ok(Init { pid, start_time })
     }
@@ -248,7 +252,7 @@ impl Containers {
         let init = self.inits.remove(&task)?;
         self.unheard.remove(&task);
         self.watcher.release(&init.pidfd);
-        if let Err(errno) = reap(&init.pidfd)
+        if let Err(errno) = child::reap(&init.pidfd)
             && errno != rustix::io::Errno::CHILD
         {
             log::warn!("cannot reap init of task {task}: {errno}");
@@ -436,13 +440,6 @@ impl Containers {
 
 fn due(times: &BTreeMap<TaskId, Instant>, now: Now) -> Vec<TaskId> {
     times.iter().filter(|(_, at)| **at <= now.instant).map(|(task, _)| *task).collect()
-}
-
-/// Collects an exited child (waitid(2)). ECHILD: it is an adopted one, and another's to reap.
-pub fn reap(pidfd: &OwnedFd) -> Result<Option<i32>, rustix::io::Errno> {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-    let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options)?;
-    Ok(status.and_then(|status| status.exit_status()))
 }
 
 #[cfg(test)]

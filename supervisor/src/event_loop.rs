@@ -16,6 +16,8 @@ use signal_hook_mio::v1_0::Signals;
 use wire::TaskId;
 use wire::http::{ConnectionId, Limits, Request, Server};
 
+use crate::child::{self, Child};
+
 /// How long a port in use is waited for, and how often it is tried.
 const PORT_IN_USE: Duration = Duration::from_secs(1);
 const TRY_PORT_AGAIN: Duration = Duration::from_millis(10);
@@ -97,7 +99,7 @@ impl EventLoop {
             match event.token() {
                 SIGNALS => heard.extend(self.signals.pending().map(|_| Event::StopAsked)),
                 token if self.server.owns(token) => self.server.ready(event, now),
-                Token(number) if CHILDREN.contains(&number) => heard.extend(child(number).map(Event::ChildExited)),
+                Token(number) if CHILDREN.contains(&number) => heard.extend(pid_of(number).map(Event::ChildExited)),
                 Token(number) => heard.push(of_task(number)),
             }
         }
@@ -131,7 +133,7 @@ fn until(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-fn child(number: usize) -> Option<i32> {
+fn pid_of(number: usize) -> Option<i32> {
     i32::try_from(number - CHILDREN.start).ok()
 }
 
@@ -160,10 +162,18 @@ impl Watcher {
         self.watch(line.as_fd(), token_of(task, true))
     }
 
-    /// Watches for the exit of a child of our own.
-    pub fn watch_child(&self, pid: i32, pidfd: BorrowedFd<'_>) -> io::Result<()> {
-        let number = usize::try_from(pid).map_err(io::Error::other)?;
-        self.watch(pidfd, Token(CHILDREN.start + number))
+    /// Watches for the exit of a child of our own. One that cannot be watched is gone when this returns.
+    pub fn watch_child(&self, child: Child) -> io::Result<Child> {
+        let watched = usize::try_from(child.pid)
+            .map_err(io::Error::other)
+            .and_then(|number| self.watch(child.pidfd.as_fd(), Token(CHILDREN.start + number)));
+        match watched {
+            Ok(()) => Ok(child),
+            Err(error) => {
+                child::kill_and_reap(&child.pidfd);
+                Err(error)
+            }
+        }
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
@@ -191,7 +201,7 @@ mod tests {
             assert!(matches!(spoke, Event::InitSpoke(TaskId(id)) if id == task));
         }
         assert!(CHILDREN.contains(&(CHILDREN.start + (1 << 22))));
-        assert_eq!(child(CHILDREN.start + 4711), Some(4711));
+        assert_eq!(pid_of(CHILDREN.start + 4711), Some(4711));
     }
 
     #[test]
@@ -200,14 +210,32 @@ mod tests {
         let deadline = Instant::now() + Duration::from_millis(30);
         assert!(turn.turn(Some(deadline)).unwrap().is_empty());
         assert!(Instant::now() >= deadline);
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let pid = rustix::process::Pid::from_child(&child);
-        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         let watcher = turn.watcher().unwrap();
-        watcher.watch_child(pid.as_raw_nonzero().get(), pidfd.as_fd()).unwrap();
+        let child = watcher.watch_child(sleep("0")).unwrap();
         let heard = turn.turn(Some(Instant::now() + Duration::from_secs(10))).unwrap();
-        assert!(matches!(heard[..], [Event::ChildExited(exited)] if exited == pid.as_raw_nonzero().get()), "{heard:?}");
-        watcher.release(&pidfd);
-        child.wait().unwrap();
+        assert!(matches!(heard[..], [Event::ChildExited(exited)] if exited == child.pid), "{heard:?}");
+        watcher.release(&child.pidfd);
+        assert_eq!(child::reap(&child.pidfd), Ok(Some(0)));
+    }
+
+    #[test]
+    fn a_child_that_cannot_be_watched_is_ended_and_no_zombie_is_left_of_it() {
+        let turn = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
+        let watcher = turn.watcher().unwrap();
+        let child = sleep("30");
+        let pid = rustix::process::Pid::from_raw(child.pid).unwrap();
+        // What is watched already cannot be watched again (epoll_ctl(2), EEXIST).
+        watcher.watch(child.pidfd.as_fd(), SIGNALS).unwrap();
+        assert_eq!(watcher.watch_child(child).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        let waited = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+        assert_eq!(waited.unwrap_err(), rustix::io::Errno::CHILD);
+    }
+
+    #[expect(clippy::zombie_processes, reason = "it is reaped by its pidfd")]
+    fn sleep(seconds: &str) -> Child {
+        let spawned = std::process::Command::new("sleep").arg(seconds).spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&spawned);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        Child { pid: pid.as_raw_nonzero().get(), pidfd }
     }
 }

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod cgroup;
+mod child;
 mod config;
 mod containers;
 mod control;

@@ -16,9 +16,9 @@ use wire::http::{Query, reason_phrase};
 use wire::node::{Answer, Refusal, RefusalCode};
 use wire::{BadInput, Log, TaskId};
 
-use crate::containers;
+use crate::child::{self, Child};
 use crate::event_loop::Watcher;
-use crate::sys::{self, Child};
+use crate::sys;
 
 /// Readers at work at once.
 const MAX_READERS: usize = 32;
@@ -92,8 +92,7 @@ impl Readers {
 
     /// Forks a reader that answers on `stream` with the bytes of `path`.
     pub fn start(&mut self, stream: &TcpStream, path: &Path, from: Start, watcher: &Watcher, now: Instant) {
-        let started = sys::fork_child(|| read(stream, path, from))
-            .and_then(|child| watcher.watch_child(child.pid, child.pidfd.as_fd()).map(|()| child));
+        let started = sys::fork_child(|| read(stream, path, from)).and_then(|child| watcher.watch_child(child));
         match started {
             Ok(child) => drop(self.running.insert(child.pid, (child, now + LIFETIME))),
             // The client sees the connection close without an answer, and asks again.
@@ -105,7 +104,7 @@ impl Readers {
     pub fn finish(&mut self, pid: i32, watcher: &Watcher) {
         let Some((child, _)) = self.running.remove(&pid) else { return };
         watcher.release(&child.pidfd);
-        if let Err(errno) = containers::reap(&child.pidfd) {
+        if let Err(errno) = child::reap(&child.pidfd) {
             log::warn!("cannot reap reader {pid}: {errno}");
         }
     }

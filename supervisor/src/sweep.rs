@@ -9,10 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::containers;
+use crate::child::{self, Child};
 use crate::event_loop::Watcher;
 use crate::journal::{Journal, SyncMark};
-use crate::sys::{self, Child};
+use crate::sys;
 
 /// How long the first thing waits for company.
 const LINGER: Duration = Duration::from_millis(50);
@@ -104,8 +104,7 @@ impl Sweeper {
 
     fn start(&mut self, folders: Vec<PathBuf>, journal: &Journal, watcher: &Watcher) -> io::Result<()> {
         let mark = journal.mark();
-        let started = sys::fork_child(|| sweep(journal.file(), &folders))
-            .and_then(|child| watcher.watch_child(child.pid, child.pidfd.as_fd()).map(|()| child));
+        let started = sys::fork_child(|| sweep(journal.file(), &folders)).and_then(|child| watcher.watch_child(child));
         match started {
             Ok(child) => {
                 self.sweep = Some(Sweep { child, folders, mark });
@@ -127,7 +126,7 @@ impl Sweeper {
     pub fn finish(&mut self, journal: &mut Journal, watcher: &Watcher, now: Instant) -> Synced {
         let Some(Sweep { child, folders, mark }) = self.sweep.take() else { return Synced::NotYet };
         watcher.release(&child.pidfd);
-        let status = containers::reap(&child.pidfd).ok().flatten();
+        let status = child::reap(&child.pidfd).ok().flatten();
         let left = folders.into_iter().filter(|folder| folder.symlink_metadata().is_ok());
         self.keep_resisting(left.collect(), now);
         match status {

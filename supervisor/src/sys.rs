@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
+use crate::child::Child;
+
 /// clone3(2) flags. `libc` has two of them as a `c_int`, where they overflow to 0, and sign-extends the rest.
 pub mod clone_flags {
     pub const NEWNS: u64 = 0x0002_0000;
@@ -21,15 +23,6 @@ pub mod clone_flags {
     pub const PIDFD: u64 = 0x0000_1000;
     pub const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
     pub const INTO_CGROUP: u64 = 0x2_0000_0000;
-}
-
-/// A child process, held by a descriptor that can never mean another process.
-#[derive(Debug)]
-pub struct Child {
-    /// Its pid in our namespace.
-    pub pid: i32,
-    /// Readable once it has exited.
-    pub pidfd: OwnedFd,
 }
 
 /// What [`clone`] gives its child beyond a copy of us.

@@ -17,7 +17,7 @@ use wire::{BootId, JobSpec, Reason};
 
 use crate::cgroup::Layout;
 use crate::lxc_config::UnionDriver;
-use crate::{namespaces, rootfs, sys};
+use crate::{child, namespaces, rootfs, sys};
 
 mod init;
 mod monitor;
@@ -157,7 +157,8 @@ impl Launcher {
         Ok(Launcher { settings: settings.clone(), boot_id, filter: crate::security::SystemCallFilter::compile()? })
     }
 
-    /// Makes the plan, then clones init into it.
+    /// Makes the plan, then clones init into it. On failure no init lives and its folder is gone; cgroups that init
+    /// may have made by then are the caller's to remove.
     pub fn launch(&self, layout: &Layout, request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
         let container = request.container.to_owned();
         let failed = |failed| LaunchError::Step { container: container.clone(), failed };
@@ -179,8 +180,11 @@ impl Launcher {
             keep_signals_blocked: true,
         };
         let child = sys::clone(options, || init::run(plan, &theirs)).step(|| "clone init".to_owned())?;
-        // Not yet reaped, so the pid is still this child's.
-        let start_time = start_time(child.pid).step(|| "read init's start time".to_owned())?;
+        // Not yet reaped, so the pid is still this child's. What cannot be told from another process later, must not live:
+        // nobody could adopt it, and its folder is about to be removed.
+        let start_time = start_time(child.pid)
+            .inspect_err(|_| child::kill_and_reap(&child.pidfd))
+            .step(|| "read init's start time".to_owned())?;
         Ok(Launched { pidfd: child.pidfd, pid: child.pid, start_time, line: InitLine(ours) })
     }
 }
