@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -15,7 +16,7 @@ use wire::{JobSpec, Reason, State};
 use crate::cgroup::{CgroupError, Layout, Removal, Usage};
 use crate::launch::record::{self, End, EndRecord};
 use crate::launch::{LaunchError, LaunchRequest, Launched, Launcher, Logs, Network, Settings};
-use crate::task;
+use crate::{child, task};
 
 /// Exit status for "berth itself failed", as env(1) and timeout(1) use it.
 const OUR_FAULT: i32 = 125;
@@ -39,7 +40,7 @@ pub enum RunError {
     Watch(#[from] io::Error),
 }
 
-/// Runs `spec` to its end; the answer is the exit status to leave with.
+/// Runs `spec` to its end; the answer is the exit status to leave with. However it ends, nothing of it stays.
 pub fn run(
     settings: &Settings,
     cgroup_root: &str,
@@ -47,10 +48,10 @@ pub fn run(
     network: Network,
     grace: Duration,
 ) -> Result<i32, RunError> {
-    let layout = Layout::prepare(cgroup_root)?;
-    let launcher = Launcher::new(settings)?;
-    let container = format!("run-{}-cont", std::process::id());
     let signals = foreground_signals()?;
+    let launcher = Launcher::new(settings)?;
+    let layout = Layout::prepare(cgroup_root)?;
+    let container = format!("run-{}-cont", std::process::id());
     let request = LaunchRequest {
         container: &container,
         spec,
@@ -60,19 +61,39 @@ pub fn run(
         grace,
         die_with_parent: true,
     };
-    let launched = launcher.launch(&layout, request)?;
-    launched.line.go()?;
-    let watched = wait(&launched, &signals);
-    let folder = settings.container_dir(&container);
-    let ended = record::read(&folder);
-    let usage = layout.usage(&container);
+    let status = run_container(&launcher, &layout, request, &settings.container_dir(&container), &signals);
     remove_cgroups(&layout, &container);
     layout.remove_base();
-    if let Err(error) = std::fs::remove_dir_all(&folder) {
+    status
+}
+
+/// From the launch to the removal of the container's folder.
+fn run_container(
+    launcher: &Launcher,
+    layout: &Layout,
+    request: LaunchRequest<'_>,
+    folder: &Path,
+    signals: &SignalFd,
+) -> Result<i32, RunError> {
+    let (container, mem_limit_mib) = (request.container, request.spec.resource.mem);
+    let launched = launcher.launch(layout, request)?;
+    let watched = see_through(&launched, signals);
+    let ended = record::read(folder);
+    let usage = layout.usage(container);
+    if let Err(error) = std::fs::remove_dir_all(folder) {
         log::warn!("cannot remove {}: {error}", folder.display());
     }
     watched?;
-    Ok(exit_status(ended?.as_ref(), &usage, spec.resource.mem))
+    Ok(exit_status(ended?.as_ref(), &usage, mem_limit_mib))
+}
+
+/// Lets the command run, and comes back when init is gone, even with an error.
+fn see_through(launched: &Launched, signals: &SignalFd) -> io::Result<()> {
+    if let Err(error) = launched.line.go() {
+        // Init has failed and left; its record says why.
+        log::debug!("cannot tell init to go: {error}");
+    }
+    wait(launched, signals).inspect_err(|_| child::kill_and_reap(&launched.pidfd))
 }
 
 /// Ctrl-C and its kin become a request to stop, which init carries out with its grace period.
@@ -136,5 +157,25 @@ fn exit_status(record: Option<&EndRecord>, usage: &Usage, mem_limit_mib: u64) ->
         }
         (State::Killed, None, _) => 128 + libc::SIGTERM,
         (_, None, _) => OUR_FAULT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::InitLine;
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    #[test]
+    #[expect(clippy::zombie_processes, reason = "it is reaped by what is tested")]
+    fn an_init_that_left_before_the_word_is_waited_for_all_the_same() {
+        let init = std::process::Command::new("true").spawn().unwrap();
+        let pid = Pid::from_child(&init);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let launched = Launched { pidfd, pid: pid.as_raw_nonzero().get(), start_time: 0, line: InitLine::to_nobody() };
+        assert_eq!(launched.line.go().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        see_through(&launched, &SignalFd::new(&SigSet::empty()).unwrap()).unwrap();
+        let waited = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+        assert_eq!(waited.unwrap_err(), rustix::io::Errno::CHILD);
     }
 }
