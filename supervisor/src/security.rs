@@ -145,7 +145,8 @@ impl SystemCallFilter {
         denied.push((libc::SYS_clone, namespace_rules()?));
         // clone3's flags are behind a pointer where a filter cannot look; told that it is not there, libc uses clone.
         let absent = vec![(libc::SYS_clone3, vec![])];
-        let programs = vec![program(denied, libc::EPERM)?, program(absent, libc::ENOSYS)?];
+        let mut programs = vec![program(denied, libc::EPERM)?, program(absent, libc::ENOSYS)?];
+        programs.extend(foreign_numbers());
         Ok(SystemCallFilter { programs })
     }
 
@@ -153,6 +154,36 @@ impl SystemCallFilter {
     pub fn apply(&self) -> io::Result<()> {
         self.programs.iter().try_for_each(|program| seccompiler::apply_filter(program).map_err(io::Error::other))
     }
+}
+
+/// x32, the ABI with 32-bit pointers that a kernel may have beside x86_64's own: the same architecture to a filter, the
+/// same calls under numbers with this bit set, and some more.
+#[cfg(target_arch = "x86_64")]
+const X32_BIT: u32 = 0x4000_0000;
+
+/// No call has a number of x32: ENOSYS, as most kernels would say (seccomp(2), "Architecture support for seccomp BPF").
+/// A range is more than seccompiler knows, so it is spelled in the kernel's own words.
+#[cfg(target_arch = "x86_64")]
+fn foreign_numbers() -> Option<BpfProgram> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const SKIP_UNLESS_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    const SKIP_UNLESS_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    /// With this number a tracer takes a call back, having answered it itself (ptrace(2)).
+    const TAKEN_BACK: u32 = u32::MAX;
+    let step = |code: u32, k: u32, skip: u8| seccompiler::sock_filter { code: code as u16, jt: 0, jf: skip, k };
+    Some(vec![
+        step(LOAD, 0, 0),
+        step(SKIP_UNLESS_AT_LEAST, X32_BIT, 1),
+        step(SKIP_UNLESS_EQUAL, TAKEN_BACK, 1),
+        step(RETURN, libc::SECCOMP_RET_ALLOW, 0),
+        step(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(), 0),
+    ])
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn foreign_numbers() -> Option<BpfProgram> {
+    None
 }
 
 fn namespace_rules() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
@@ -226,8 +257,61 @@ mod tests {
     #[test]
     fn the_deny_list_compiles_for_this_machine() {
         let filter = SystemCallFilter::compile().unwrap();
-        assert_eq!(filter.programs.len(), 2);
+        assert!(filter.programs.len() >= 2);
         assert!(filter.programs.iter().all(|program| !program.is_empty()));
+    }
+
+    /// What the kernel would make of a call without arguments: the first program that does not allow it.
+    #[cfg(target_arch = "x86_64")]
+    fn answer(filter: &SystemCallFilter, number: u32) -> u32 {
+        let mut answers = filter.programs.iter().map(|program| interpret(program, number));
+        answers.find(|answer| *answer != libc::SECCOMP_RET_ALLOW).unwrap_or(libc::SECCOMP_RET_ALLOW)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn interpret(program: &[seccompiler::sock_filter], number: u32) -> u32 {
+        const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+        let (mut next, mut word) = (0, 0);
+        loop {
+            let step = &program[next];
+            let jump = |yes| usize::from(if yes { step.jt } else { step.jf });
+            next += 1;
+            match step.code {
+                0x20 => word = [number, AUDIT_ARCH_X86_64].get(step.k as usize / 4).copied().unwrap_or(0),
+                0x54 => word &= step.k,
+                0x05 => next += step.k as usize,
+                0x15 => next += jump(word == step.k),
+                0x25 => next += jump(word > step.k),
+                0x35 => next += jump(word >= step.k),
+                0x06 => return step.k,
+                code => panic!("{code:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_is_denied_is_denied_under_its_x32_number_too() {
+        let filter = SystemCallFilter::compile().unwrap();
+        let errno = |errno: i32| libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
+        for call in DENIED.iter().chain(&DENIED_HERE).map(|&call| u32::try_from(call).unwrap()) {
+            assert_eq!(answer(&filter, call), errno(libc::EPERM), "{call}");
+            assert_eq!(answer(&filter, call | X32_BIT), errno(libc::ENOSYS), "{call}");
+        }
+        // clone3, and kexec_load as x32 alone numbers it.
+        for foreign in [435 | X32_BIT, 528 | X32_BIT] {
+            assert_eq!(answer(&filter, foreign), errno(libc::ENOSYS));
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_every_program_needs_is_allowed_and_so_is_a_call_that_its_tracer_took_back() {
+        let filter = SystemCallFilter::compile().unwrap();
+        let needed = [libc::SYS_read, libc::SYS_execve, libc::SYS_clone, libc::SYS_ptrace, libc::SYS_exit_group];
+        for call in needed.into_iter().map(|call| u32::try_from(call).unwrap()).chain([u32::MAX]) {
+            assert_eq!(answer(&filter, call), libc::SECCOMP_RET_ALLOW, "{call}");
+        }
     }
 
     #[test]
