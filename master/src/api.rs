@@ -2,11 +2,13 @@
 //!
 //! Runs on tiny_http's workers behind the gate, each with its own read-only connection to the database. What changes
 //! anything becomes a message to the owner of the jobs, and the worker waits for the reply, which comes after the commit.
+//! No worker waits for a reader: what is long is handed to threads of its own.
 //! Nothing here writes the database, and nothing here is remembered from one request to the next.
 
 mod answer;
 mod asked;
 mod forms;
+mod streams;
 mod text;
 
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ use wire::{BadInput, JobId, JobSpec, State};
 
 use answer::{Answer, Refused};
 use asked::{Asked, BodyKind, Wants};
+pub use streams::{LANES_HELD, Streams};
 
 use crate::job::{Job, Node};
 use crate::jobs::{Message, RefusedJob};
@@ -47,6 +50,8 @@ pub struct Shared {
     pub owner: Sender<Message>,
     /// Where logs are read.
     pub logs: Logs,
+    /// Who sends long answers.
+    pub streams: Streams,
 }
 
 /// One worker.
@@ -72,18 +77,23 @@ impl Api {
     }
 
     fn serve_one(&self, mut request: tiny_http::Request) {
-        let asked = Asked::read(&mut request);
-        let answer = match &asked {
-            Ok(asked) => self.answer(asked).unwrap_or_else(|refused| refused.answer(asked.wants).into()),
-            Err(_) => Answer::Whole(Response::empty(400)),
+        let sent = match Asked::read(&mut request) {
+            Ok(asked) => {
+                let answer = self.answer(&asked).unwrap_or_else(|refused| refused.answer(asked.wants).into());
+                self.send(request, &asked, answer)
+            }
+            Err(refused) => answer::send(request, false, refused.answer(Wants::Json).into()),
         };
-        let (asked, answer) = match asked {
-            Ok(asked) => (Some(asked), answer),
-            Err(refused) => (None, refused.answer(Wants::Json).into()),
-        };
-        if let Err(error) = answer::send(request, asked.as_ref(), answer) {
+        if let Err(error) = sent {
             log::debug!("an answer could not be sent: {error}");
         }
+    }
+
+    fn send(&self, request: tiny_http::Request, asked: &Asked, answer: Answer) -> io::Result<()> {
+        if answer.is_long() && !asked.head_only {
+            return self.shared.streams.send(request, asked.wants, answer);
+        }
+        answer::send(request, asked.head_only, answer)
     }
 
     /// Who may not call hears why, or where to log in; all others are answered.

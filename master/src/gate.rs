@@ -32,6 +32,7 @@ use mio::{Poll, Waker};
 use wire::http::{Limits, Server};
 
 pub use private_socket::listen_privately;
+pub use relay::LANES;
 use relay::{Relay, SERVER_TOKENS, WAKE};
 
 /// Why there is no gate.

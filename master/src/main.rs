@@ -27,9 +27,9 @@ use signal_hook::iterator::Signals;
 use wire::access::{Access, ListenRefused, Token, TokenError, check_listen};
 use wire::http::Limits;
 
-use api::{Api, Shared};
+use api::{Api, LANES_HELD, Shared, Streams};
 use config::{Config, ConfigError, Wanted};
-use gate::GateError;
+use gate::{GateError, LANES};
 use jobs::{Message, Nodes, Owner};
 use nodes::Now;
 use output::Logs;
@@ -39,6 +39,8 @@ use store::{Reader, Store, StoreError};
 
 /// Requests answered at once.
 const WORKERS: usize = 8;
+// Whatever workers and slow readers hold, some connections are left for whoever comes next.
+const _: () = assert!(LANES >= WORKERS + LANES_HELD + WORKERS);
 /// Every thread's stack: what SQLite and a page need, several times over.
 const STACK: usize = 1 << 20;
 
@@ -124,7 +126,7 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     let (listener, socket) = gate::listen_privately(state_dir.path())?;
     let server = Arc::new(tiny_http::Server::from_listener(listener, None).map_err(Fatal::Http)?);
     let access = Access::new(token, config.hosts.iter().cloned());
-    let shared = Arc::new(Shared { access, owner: to_owner.clone(), logs });
+    let shared = Arc::new(Shared { access, owner: to_owner.clone(), logs, streams: Streams::start()? });
     for number in 0..WORKERS {
         let api = Api::new(Arc::clone(&shared), Reader::open(state_dir.path())?);
         start_worker(number, api, Arc::clone(&server), ended.clone())?;

@@ -6,7 +6,7 @@ use wire::http::{Response, reason_phrase};
 use wire::node::{Refusal, RefusalCode};
 use wire::{BadInput, JobId};
 
-use super::asked::{Asked, Wants};
+use super::asked::Wants;
 use super::text;
 use crate::output::LogStream;
 use crate::pages;
@@ -16,12 +16,25 @@ use crate::store::StoreError;
 /// What every page allows: nothing from elsewhere, no frames around it, no script of anybody.
 const PAGE_POLICY: &str = "default-src 'self'; script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
+/// A longer body may fill what the gate keeps for a slow reader, and hold up whoever sends it.
+const LONG_BYTES: usize = 512 << 10;
+
 /// What a route answers.
 pub(super) enum Answer {
     /// A whole answer.
     Whole(Response),
     /// A log, sent as it is read.
     Log(LogStream),
+}
+
+impl Answer {
+    /// Whether sending it may take as long as its reader likes.
+    pub(super) fn is_long(&self) -> bool {
+        match self {
+            Answer::Whole(response) => response.body.len() > LONG_BYTES,
+            Answer::Log(_) => true,
+        }
+    }
 }
 
 impl From<Response> for Answer {
@@ -75,10 +88,11 @@ impl Refused {
                 Response::html(status, pages::error(&page).into_string())
             }
         };
-        match self.allow {
-            Some(allow) => response.with_header("Allow", allow),
-            None if self.status == 401 => response.with_header("WWW-Authenticate", "Bearer realm=\"berth\""),
-            None => response,
+        match (self.allow, self.status) {
+            (Some(allow), _) => response.with_header("Allow", allow),
+            (None, 401) => response.with_header("WWW-Authenticate", "Bearer realm=\"berth\""),
+            (None, 503) => response.with_header("Retry-After", "1"),
+            (None, _) => response,
         }
     }
 }
@@ -103,8 +117,7 @@ impl From<StoreError> for Refused {
 }
 
 /// Sends an answer. Whoever asked may be gone; then there is nothing to do about it.
-pub(super) fn send(request: tiny_http::Request, asked: Option<&Asked>, answer: Answer) -> io::Result<()> {
-    let head_only = asked.is_some_and(|asked| asked.head_only);
+pub(super) fn send(request: tiny_http::Request, head_only: bool, answer: Answer) -> io::Result<()> {
     match answer {
         Answer::Whole(response) => send_whole(request, response),
         Answer::Log(log) => send_log(request.into_writer(), log, head_only),

@@ -1,16 +1,21 @@
 //! The routes, with a real owner and database behind them and no node.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use wire::access::Token;
 use wire::http::{Headers, Query};
+use wire::{Attempt, NodeId, TaskId};
 
+use super::streams::STREAMS;
 use super::*;
+use crate::job::Placed;
 use crate::jobs::{self, Nodes, Owner};
 use crate::nodes::Now;
 use crate::state_dir::Scratch;
-use crate::store::Store;
+use crate::store::{Changes, KeptRef, Store};
 
 const TOKEN: &str = "0123456789abcdef";
 const FIREFOX: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
@@ -35,17 +40,46 @@ impl Desk {
     }
 
     fn with(token: Option<Token>) -> Desk {
+        Desk::over(Scratch::new(), token)
+    }
+
+    /// With job 1 running, and so much in its log; the folder is the share too.
+    fn with_log(bytes: u64) -> Desk {
         let dir = Scratch::new();
+        let placed = Some(Placed { node: NodeId(0), task: Some(TaskId(7)) });
+        let job = Job::submitted(JobId(1), crate::job::tests::spec(), Timestamp::now());
+        let job = Job { status: State::Running, placed, attempt: Attempt(1), ..job };
+        let added = vec![KeptRef { job: &job, kill_asked: false }];
+        Store::open(dir.path()).unwrap().write(&Changes { added, ..Changes::default() }).unwrap();
+        let task = dir.path().join("nodes/0/task7");
+        std::fs::create_dir_all(&task).unwrap();
+        std::fs::File::create(task.join("task_stdout")).unwrap().set_len(bytes).unwrap();
+        Desk::over(dir, None)
+    }
+
+    fn over(dir: Scratch, token: Option<Token>) -> Desk {
         let store = Store::open(dir.path()).unwrap();
         let reader = Reader::open(dir.path()).unwrap();
-        let nodes =
-            Nodes { addrs: vec![(wire::NodeId(0), "127.0.0.1:5000".into())], time_out: Duration::from_secs(10) };
+        let nodes = Nodes { addrs: vec![(NodeId(0), "127.0.0.1:5000".into())], time_out: Duration::from_secs(10) };
         let owner = Owner::new(store, nodes, Now::read()).unwrap();
         let (to_owner, messages) = channel();
         std::thread::spawn(move || jobs::run(owner, &messages, drop));
-        let logs = Logs::start(None, BTreeMap::new(), None).unwrap();
-        let shared = Shared { access: Access::new(token, []), owner: to_owner, logs };
+        let logs = Logs::start(Some(dir.path().to_owned()), BTreeMap::new(), None).unwrap();
+        let streams = Streams::start().unwrap();
+        let shared = Shared { access: Access::new(token, []), owner: to_owner, logs, streams };
         Desk { api: Api::new(Arc::new(shared), reader), _dir: dir }
+    }
+
+    /// Answers on the network from a thread of its own: one worker, and nothing between it and its clients.
+    fn serve(self) -> SocketAddr {
+        let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
+        let addr = server.server_addr().to_ip().unwrap();
+        std::thread::spawn(move || {
+            // Whole, with the folder.
+            let desk = self;
+            desk.api.serve(&server)
+        });
+        addr
     }
 
     fn ask(&self, asked: &Asked) -> Response {
@@ -304,4 +338,47 @@ fn a_body_of_another_type_is_415() {
         let refused = desk.ask(&asked(Method::Post, "/job/create", &[("Content-Type", media)], "x"));
         assert_eq!(refused.status, status, "{media}");
     }
+}
+
+/// A connection on which this was asked; nothing has been read from it.
+fn connect(addr: SocketAddr, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    stream
+}
+
+fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[test]
+fn readers_who_never_read_their_logs_hold_up_no_worker_and_one_too_many_is_told_to_come_again() {
+    const LOG: &str = "/job/output/1/stdout";
+    let addr = Desk::with_log(64 << 20).serve();
+    let mut lazy: Vec<TcpStream> = (0..STREAMS).map(|_| connect(addr, LOG)).collect();
+    for stream in &mut lazy {
+        assert!(head(stream).starts_with("HTTP/1.1 200"));
+    }
+    let (heads, first) = channel();
+    for _ in STREAMS..=LANES_HELD {
+        let (mut stream, heads) = (connect(addr, LOG), heads.clone());
+        std::thread::spawn(move || heads.send(head(&mut stream)));
+    }
+    let refused = first.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("Retry-After: 1"), "{refused}");
+    assert!(head(&mut connect(addr, "/job/table")).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn a_long_page_is_sent_as_a_log_is_and_a_short_one_by_the_worker() {
+    let page = |length: usize| Answer::from(Response::html(200, "x".repeat(length)));
+    assert!(!page(64 << 10).is_long());
+    assert!(page(2 << 20).is_long());
 }

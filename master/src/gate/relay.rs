@@ -18,7 +18,7 @@ use super::lane::{Lane, News, Passage};
 use super::translate::{request_bytes, stream_head};
 
 /// Connections to tiny_http. Each costs it a thread; more requests than that wait in the queue.
-pub(super) const LANES: usize = 16;
+pub const LANES: usize = 24;
 /// Requests that may wait for a lane.
 const QUEUE: usize = 1024;
 /// How long a request may wait for a lane.

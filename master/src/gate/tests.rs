@@ -454,7 +454,7 @@ fn a_process_out_of_file_descriptors_answers_again_once_there_are_some() {
         return;
     }
     let master = Master::start(Limits::default());
-    wait_for(&master.behind.probed, relay::LANES);
+    wait_for(&master.behind.probed, LANES);
     master.assert_others_are_answered();
     let mut busy = master.connect();
     ask(&mut busy, "/slow");
