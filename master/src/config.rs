@@ -18,7 +18,8 @@ usage: berth-master [options]
 
   --config FILE        a TOML file with the options below, named alike; flags win
   --listen ADDR:PORT   where to answer [127.0.0.1:8080]; other than loopback needs a token
-  --node ID=HOST:PORT  a node, once for each [0=127.0.0.1:5000]
+  --node ID=HOST:PORT  a node, once for each [0=127.0.0.1:5000]; a node that is left out is taken to be gone
+                       for good, and the jobs it had become \"Failed: node lost\" at the start
   --node-timeout D     a node silent for so long is lost: 10s, 1500ms, 2m [10s]
   --state-dir DIR      the database's folder [/var/lib/berth-master]
   --share DIR          the folder that master and nodes all see; logs are read there first

@@ -33,6 +33,7 @@
 //! whose task number we know and whose task the node does not know has ended unseen: `Failed: lost`. Only jobs numbered
 //! before the roll call was sent are judged by it, for a later create may overtake the answer. A node that comes back with
 //! another instance id has lost its state dir: all it had is lost, numbered or not, since a create may have been running there.
+//! A node that the operator no longer names will never say how its tasks end: its jobs are `Failed: node lost` at the start.
 
 mod asked;
 mod calls;
@@ -47,6 +48,7 @@ use wire::task::TaskRequest;
 use wire::{BadInput, InstanceId, JobId, JobSpec, NodeId};
 
 use crate::job::{Job, Node};
+use crate::life::News;
 use crate::nodes::{Member, Now};
 use crate::poller::{Heard, Order, Said};
 use crate::scheduler::{Need, Scheduler};
@@ -217,18 +219,32 @@ pub fn run(
 }
 
 impl Owner {
-    /// Reads what was active when the last master stopped.
+    /// Reads what was active when the last master stopped, and ends what was on nodes that are no longer there.
     pub fn new(store: Store, nodes: Nodes, now: Now) -> Result<Owner, StoreError> {
         let instance = store.instance()?;
         let members = nodes.addrs.iter().map(|(id, addr)| (*id, Member::new(*id, addr.clone(), now))).collect();
         let (active, scheduler, doubted, turn) = Default::default();
         let mut owner = Owner { store, instance, nodes, next_id: JobId(0), active, members, scheduler, doubted, turn };
-        owner.read_active(now)?;
+        owner.read_active()?;
+        owner.lose_removed_nodes(now);
+        owner.write()?;
+        owner.turn = Turn::default();
         Ok(owner)
     }
 
+    /// Ends the jobs on nodes that the operator has removed.
+    fn lose_removed_nodes(&mut self, now: Now) {
+        let place = |(id, active): (&JobId, &Active)| Some((*id, active.job.placed?.node));
+        let placed = self.active.iter().filter_map(place);
+        let lost: Vec<(JobId, NodeId)> = placed.filter(|(_, node)| !self.members.contains_key(node)).collect();
+        for (job, node) in lost {
+            log::warn!("job {job} was on node {node}, which no --node names any more; it is lost");
+            self.change(job, News::Removed(node), now);
+        }
+    }
+
     /// Fills memory from the database. Nodes keep what they last said, not what they hold.
-    fn read_active(&mut self, now: Now) -> Result<(), StoreError> {
+    fn read_active(&mut self) -> Result<(), StoreError> {
         self.next_id = self.store.next_id()?;
         for KeptNode { id, instance, acknowledged } in self.store.nodes()? {
             if let Some(member) = self.members.get_mut(&id) {
@@ -239,11 +255,9 @@ impl Owner {
             match job.placed {
                 None => self.scheduler.wait(job.id, Need::of(&job.spec)),
                 Some(placed) => {
-                    let member = self.members.entry(placed.node).or_insert_with(|| {
-                        log::warn!("job {} is on node {}, which is not configured", job.id, placed.node);
-                        Member::stray(placed.node, now)
-                    });
-                    member.hold(job.id, Need::of(&job.spec).amount());
+                    if let Some(member) = self.members.get_mut(&placed.node) {
+                        member.hold(job.id, Need::of(&job.spec).amount());
+                    }
                 }
             }
             self.active.insert(job.id, Active { job, kill_asked, call: Call::Idle });
@@ -271,7 +285,7 @@ impl Owner {
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
                 log::error!("nothing of the last {} messages was kept: {error}", unheard.len());
-                self.start_over(&unheard, now)
+                self.start_over(&unheard)
             }
         }
     }
@@ -329,7 +343,7 @@ impl Owner {
     }
 
     /// The turn failed: whatever is in memory and not in the database is dropped, and asked for again.
-    fn start_over(&mut self, unheard: &[(NodeId, bool)], now: Now) -> Result<Vec<Order>, StoreError> {
+    fn start_over(&mut self, unheard: &[(NodeId, bool)]) -> Result<Vec<Order>, StoreError> {
         self.turn = Turn::default();
         self.doubted.clear();
         self.active.clear();
@@ -337,7 +351,7 @@ impl Owner {
         for member in self.members.values_mut() {
             member.release_all();
         }
-        self.read_active(now)?;
+        self.read_active()?;
         self.turn.touched = self.members.keys().copied().collect();
         self.refresh_rooms();
         for (node, polled) in unheard {

@@ -3,13 +3,14 @@
 //! ```text
 //!   Pending[ ] ──Placed──▶ Pending[A] ──Reported──▶ Running ──Reported──▶ Finished | Timeout | Failed | Killed
 //!     │   ▲                 │  │  │                    │                                  ▲
-//!     │   └─────NoRoom──────┘  │  └─Reported, Refused, Forgotten, NoRoom of a dying job───┤
-//!     └──KillAsked─────────────┼───────────────────────┴──Forgotten───────────────────────┘
+//!     │   └─────NoRoom──────┘  │  └─Reported, Refused, lost, NoRoom of a dying job────────┤
+//!     └──KillAsked─────────────┼───────────────────────┴──lost────────────────────────────┘
 //!                              └ Accepted: the task's number becomes known
 //! ```
 //!
-//! News may come late, twice or out of order: over two connections the answer to a create can arrive after the
-//! task's end. Whatever is of another attempt, or of a job that has ended, changes nothing.
+//! A job is lost if its node has Forgotten it or was Removed. News may come late, twice or out of order: over two
+//! connections the answer to a create can arrive after the task's end. Whatever is of another attempt, or of a job that
+//! has ended, changes nothing.
 
 use jiff::Timestamp;
 use wire::task::TaskReport;
@@ -34,6 +35,8 @@ pub enum News<'a> {
     Reported(NodeId, &'a TaskReport),
     /// The node that had the task knows of none.
     Forgotten(NodeId),
+    /// The operator has taken the node that had the task out of the cluster: nobody will ever say how it ended.
+    Removed(NodeId),
 }
 
 /// What news changes.
@@ -94,7 +97,12 @@ fn change_of_pending(job: &Job, news: News<'_>, now: Timestamp) -> Option<Change
         News::Placed(node) => Some(Change::Assigned { node, attempt: Attempt(job.attempt.0.saturating_add(1)) }),
         News::KillAsked => Some(ended(State::Killed, None, now)),
         // No node has it: what still speaks of it is late news of an attempt that did not fit.
-        News::Accepted(..) | News::NoRoom(_) | News::Refused(..) | News::Reported(..) | News::Forgotten(_) => None,
+        News::Accepted(..)
+        | News::NoRoom(_)
+        | News::Refused(..)
+        | News::Reported(..)
+        | News::Forgotten(_)
+        | News::Removed(_) => None,
     }
 }
 
@@ -112,7 +120,8 @@ fn change_of_assigned(job: &Job, kill_asked: bool, news: News<'_>, now: Timestam
         // A task that exists was neither refused nor turned away: the node took this attempt before.
         News::NoRoom(_) | News::Refused(..) => None,
         News::Reported(node, report) => of_report(job, node, report, now),
-        News::Forgotten(node) => lost(job, node, now),
+        News::Forgotten(node) => lost(job, node, Reason::Lost, now),
+        News::Removed(node) => lost(job, node, Reason::NodeLost, now),
         // It has a node; the scheduler places waiting jobs only.
         News::Placed(_) => None,
     }
@@ -122,7 +131,8 @@ fn change_of_running(job: &Job, kill_asked: bool, news: News<'_>, now: Timestamp
     match news {
         News::KillAsked => (!kill_asked).then_some(Change::Dying),
         News::Reported(node, report) => of_report(job, node, report, now),
-        News::Forgotten(node) => lost(job, node, now),
+        News::Forgotten(node) => lost(job, node, Reason::Lost, now),
+        News::Removed(node) => lost(job, node, Reason::NodeLost, now),
         // It runs, so the node took it: these are late.
         News::Accepted(..) | News::NoRoom(_) | News::Refused(..) | News::Placed(_) => None,
     }
@@ -154,9 +164,9 @@ fn of_report(job: &Job, node: NodeId, report: &TaskReport, now: Timestamp) -> Op
     }
 }
 
-fn lost(job: &Job, node: NodeId, now: Timestamp) -> Option<Change> {
+fn lost(job: &Job, node: NodeId, reason: Reason, now: Timestamp) -> Option<Change> {
     let here = job.placed.is_some_and(|placed| placed.node == node);
-    here.then(|| ended(State::Failed, Some(Reason::Lost), now))
+    here.then(|| ended(State::Failed, Some(reason), now))
 }
 
 fn ended(status: State, cause: Option<Reason>, now: Timestamp) -> Change {

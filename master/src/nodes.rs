@@ -108,13 +108,6 @@ impl Member {
         }
     }
 
-    /// A node that some job is still on, though nobody configured it any more.
-    pub fn stray(id: NodeId, now: Now) -> Member {
-        let mut member = Member::new(id, "unknown".to_owned(), now);
-        member.failed(&format!("no --node names it; hint: give --node {id}=ADDRESS"), Duration::ZERO, now);
-        member
-    }
-
     /// The node as it is shown.
     pub fn shown(&self) -> Node {
         let resource = self.resource.as_deref().cloned();

@@ -49,8 +49,10 @@ impl Owner {
     }
 
     pub(super) fn leave(&mut self, from: Option<NodeId>, id: JobId, need: &Need) {
-        match from.and_then(|node| self.members.get_mut(&node)) {
-            Some(member) => member.release(id),
+        match from.map(|node| self.members.get_mut(&node)) {
+            Some(Some(member)) => member.release(id),
+            // The node is configured no more, and holds nothing.
+            Some(None) => {}
             None => self.scheduler.forget(id, need),
         }
         self.scheduler.ended(id);

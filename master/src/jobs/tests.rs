@@ -410,13 +410,22 @@ fn while_a_node_has_not_spoken_nothing_is_called_impossible_and_the_job_says_why
 }
 
 #[test]
-fn a_job_on_a_node_nobody_configured_any_more_stays_and_can_be_asked_to_end() {
-    let mut master = running();
-    master.nodes.addrs.clear();
-    assert_eq!(master.start(), []);
-    assert_eq!(master.job(1).status, State::Running);
-    assert_eq!(kills(&master.kill(1).1), [8]);
-    assert_eq!(master.nodes_shown()[0].state.as_str(), "lost");
+fn the_jobs_of_a_node_the_operator_removed_are_lost_with_it_and_nothing_else_is() {
+    let mut master = Master::new(2);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64), spec(64), spec(64)]).0.unwrap();
+    master.says(0, answer(1, 1, created(8)));
+    master.tells(node(), 0, 2, vec![said(1, 8, State::Running)]);
+    master.kill(1);
+    master.submit(vec![spec(9999)]).0.unwrap();
+    master.nodes.addrs.remove(0);
+    assert_eq!(polls(&master.start()), [(0, false)], "node 1 is asked for what it has");
+    for job in [1, 2, 3] {
+        let job = master.job(job);
+        assert_eq!((job.status, job.cause, job.ended_at.is_some()), (State::Failed, Some(Reason::NodeLost), true));
+    }
+    assert_eq!(master.job(4).status, State::Pending);
+    assert_eq!(master.nodes_shown().len(), 1);
 }
 
 #[test]
