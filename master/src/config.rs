@@ -20,7 +20,8 @@ usage: berth-master [options]
   --listen ADDR:PORT   where to answer [127.0.0.1:8080]; other than loopback needs a token
   --node ID=HOST:PORT  a node, once for each [0=127.0.0.1:5000]; a node that is left out is taken to be gone
                        for good, and the jobs it had become \"Failed: node lost\" at the start
-  --node-timeout D     a node silent for so long is lost: 10s, 1500ms, 2m [10s]
+  --node-timeout D     a node silent for so long is lost: 10s, 1500ms, 2m [10s]; a poll of each node comes
+                       every half of it (at least 1s, at most 25s), and no job goes to one that missed a call
   --state-dir DIR      the database's folder [/var/lib/berth-master]
   --share DIR          the folder that master and nodes all see; logs are read there first
   --token-file FILE    its first line is wanted of everyone, and sent to the nodes

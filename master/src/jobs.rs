@@ -41,6 +41,7 @@ mod follow;
 mod heard;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::RangeInclusive;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
@@ -54,8 +55,8 @@ use crate::poller::{Heard, Order, Said};
 use crate::scheduler::{Need, Scheduler};
 use crate::store::{Changes, Kept, KeptNode, KeptRef, Store, StoreError};
 
-/// How long a node keeps a poll while it has nothing to tell.
-const LONG_POLL: Duration = Duration::from_secs(25);
+/// The shortest and the longest time a node keeps a poll while it has nothing to tell.
+const LONG_POLL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(25);
 /// The most messages one transaction covers.
 const MAX_TURN: usize = 4096;
 /// How long a node that turned a job away is left alone before it is asked what is free.
@@ -182,6 +183,14 @@ pub struct Nodes {
     pub addrs: Vec<(NodeId, String)>,
     /// A node silent for so long is lost.
     pub time_out: Duration,
+}
+
+impl Nodes {
+    /// How long a node keeps a poll while it has nothing to tell: half of the time-out, so that the answer can be late
+    /// by the other half before the node counts as silent.
+    fn long_poll(&self) -> Duration {
+        (self.time_out / 2).clamp(*LONG_POLL.start(), *LONG_POLL.end())
+    }
 }
 
 /// The owner. See the head of this file.

@@ -7,7 +7,7 @@
 //!                           └────────────answered─────────────────────┘
 //! ```
 //!
-//! A node whose last exchange failed takes nothing new, though it may still be `Ready`; what it has stays its own.
+//! A node whose last exchange failed, whatever it was about, takes nothing new, though it may still be `Ready`; what it has stays its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -179,7 +179,7 @@ impl Member {
     /// It did not answer, and why. Returns how long to wait before trying again, and whether it is lost just now.
     pub fn failed(&mut self, why: &str, time_out: Duration, now: Now) -> (Duration, bool) {
         let silent_for = now.clock.saturating_duration_since(self.silent_since.clock);
-        let was_lost = matches!(self.state, NodeState::Lost { .. });
+        let was_lost = self.is_lost();
         if was_lost || silent_for >= time_out {
             self.state = NodeState::Lost { since: self.silent_since.wall, why: why.to_owned() };
         }
@@ -187,6 +187,11 @@ impl Member {
         let pause = pause(self.id, self.failures);
         self.failures = self.failures.saturating_add(1);
         (pause, !was_lost && silent_for >= time_out)
+    }
+
+    /// Whether it was silent for too long.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.state, NodeState::Lost { .. })
     }
 
     /// It turned a job away.

@@ -149,7 +149,7 @@ pub struct Poller<F> {
     client: Client,
     addrs: BTreeMap<NodeId, SocketAddr>,
     bearer: Option<String>,
-    /// How long a node may take to answer, beyond what it was told to wait.
+    /// How long a node may take to answer, its wait included.
     time_out: Duration,
     /// Orders whose time has not come, and a number that tells those of one moment apart.
     later: BTreeMap<(Instant, u64), Order>,
@@ -264,7 +264,9 @@ impl<F: FnMut(Heard)> Poller<F> {
         if let Some(bearer) = &self.bearer {
             request = request.with_header("Authorization", bearer);
         }
-        let id = self.client.send(addr, request, now + wait + self.time_out, now);
+        // A node that keeps a poll for half of the time-out has the other half to answer, and so have the shortest waits.
+        let deadline = now + self.time_out.max(wait + self.time_out / 2);
+        let id = self.client.send(addr, request, deadline, now);
         self.asked.insert(id, (node, asked));
     }
 
@@ -451,5 +453,24 @@ mod tests {
         orders.send(vec![Order::Kill { node: NodeId(0), job: JobId(1), task: TaskId(2) }]);
         let said = heard.recv().unwrap().said;
         assert!(matches!(&said, Said::Killed { answer: Err(why), .. } if why.contains("refused")), "{said:?}");
+    }
+
+    #[test]
+    fn a_poll_that_a_hung_node_never_answers_is_given_up_after_the_time_out_and_not_after_its_wait_too() {
+        // Nobody accepts: the connection stands, the answer never comes.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (sender, heard) = channel();
+        let tell = move |heard| sender.send(heard).unwrap();
+        let addrs = BTreeMap::from([(NodeId(0), listener.local_addr().unwrap())]);
+        let time_out = Duration::from_secs(2);
+        let (poller, orders) = Poller::new(addrs, None, time_out, tell).unwrap();
+        std::thread::spawn(move || poller.run());
+        let begun = Instant::now();
+        let wait = Duration::from_secs(1);
+        orders.send(vec![Order::Poll { node: NodeId(0), after: EventNumber(0), wait, delay: Duration::ZERO }]);
+        let said = heard.recv().unwrap().said;
+        assert!(matches!(&said, Said::Events { answer: Err(why), .. } if why.contains("in time")), "{said:?}");
+        let took = begun.elapsed();
+        assert!(time_out <= took && took < time_out + wait, "{took:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wire::{Attempt, EventNumber, JobId, NodeId};
 
-use super::{Call, LONG_POLL, Owner};
+use super::{Call, Owner};
 use crate::poller::Order;
 
 impl Owner {
@@ -55,7 +55,7 @@ impl Owner {
         }
         let after = member.followed().map_or(EventNumber(0), |(_, after)| after);
         // From a node in trouble a sign of life is wanted at once, whether or not anything happened there.
-        let wait = if member.trouble().is_none() { LONG_POLL } else { Duration::ZERO };
+        let wait = if member.trouble().is_none() { self.nodes.long_poll() } else { Duration::ZERO };
         self.turn.orders.push(Order::Poll { node, after, wait, delay });
     }
 

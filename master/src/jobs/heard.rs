@@ -6,7 +6,7 @@ use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
 use wire::task::TaskReport;
 use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, TaskId};
 
-use super::{AFTER_A_FAILED_CALL, AFTER_NO_ROOM, Call, Owner};
+use super::{AFTER_A_FAILED_CALL, Call, Owner};
 use crate::life::News;
 use crate::nodes::{Member, Now, Whose};
 use crate::poller::{Heard, Said};
@@ -29,13 +29,21 @@ impl Owner {
         }
     }
 
+    /// A poll was not answered; the next one finds out whether the node is back.
     pub(super) fn hear_silence(&mut self, node: NodeId, why: &str, now: Now) {
-        let Some(member) = self.members.get_mut(&node) else { return };
+        let delay = self.note_silence(node, why, now);
+        self.order_poll(node, delay);
+    }
+
+    /// Whatever was asked and not answered, the node gets nothing new until it has answered something. Returns when to
+    /// try again.
+    pub(super) fn note_silence(&mut self, node: NodeId, why: &str, now: Now) -> Duration {
+        let Some(member) = self.members.get_mut(&node) else { return Duration::ZERO };
         let (delay, lost_now) = member.failed(why, self.nodes.time_out, now);
         if lost_now {
             log::warn!("node {node} is lost: {why}");
         }
-        self.order_poll(node, delay);
+        delay
     }
 
     pub(super) fn hear_events(&mut self, node: NodeId, after: EventNumber, events: Events, now: Now) {
@@ -127,6 +135,7 @@ impl Owner {
             }
             Err(why) => {
                 log::warn!("node {node} did not take {} jobs, they are sent again: {why}", tasks.len());
+                self.note_silence(node, &why, now);
                 self.order_ask(node, AFTER_A_FAILED_CALL);
             }
         }
@@ -164,6 +173,11 @@ impl Owner {
         now: Now,
     ) {
         self.call_ended(job, None, Call::Killing);
+        if let Err(why) = &answer {
+            log::warn!("node {node} did not hear that task {task} is to be killed: {why}");
+            self.note_silence(node, why, now);
+            self.order_ask(node, AFTER_A_FAILED_CALL);
+        }
         let Some(active) = self.active.get_mut(&job) else { return };
         let same = active.job.placed.is_some_and(|placed| placed.node == node && placed.task == Some(task));
         match answer {
@@ -174,10 +188,6 @@ impl Owner {
             }
             Ok(Err(refusal)) if same => {
                 log::warn!("node {node} did not kill task {task}, it is asked again: {}", refusal.message);
-                self.order_ask(node, AFTER_A_FAILED_CALL);
-            }
-            Err(why) if same => {
-                log::warn!("node {node} did not hear that task {task} is to be killed, it is asked again: {why}");
                 self.order_ask(node, AFTER_A_FAILED_CALL);
             }
             Ok(_) | Err(_) => {}
@@ -197,9 +207,13 @@ impl Owner {
             }
             // Somebody else answers there; the next events say who.
             Ok(_) => {}
-            // While it does not answer at all the poll finds out when it does; this is for what only fails now and then.
-            Err(_) if member.trouble().is_none() => self.order_ask(node, AFTER_NO_ROOM),
-            Err(_) => {}
+            Err(why) => {
+                let delay = self.note_silence(node, &why, now);
+                // Once it is lost the polls find out when it is back; this is for what only fails now and then.
+                if !self.members.get(&node).is_some_and(Member::is_lost) {
+                    self.order_ask(node, delay);
+                }
+            }
         }
     }
 }

@@ -361,6 +361,52 @@ fn a_silent_node_gets_nothing_new_and_what_it_has_stays() {
     assert_eq!(creates(&orders), [(2, 1)]);
 }
 
+/// What a node does not answer, and the job that goes with it.
+fn unanswered() -> [Said; 3] {
+    let late = || "no answer in time".to_owned();
+    [
+        Said::Created { tasks: vec![(JobId(2), Attempt(1))], answer: Err(late()) },
+        Said::Killed { job: JobId(1), task: TaskId(8), answer: Err(late()) },
+        Said::Free { answer: Err(late()) },
+    ]
+}
+
+#[test]
+fn whatever_call_a_node_does_not_answer_it_gets_no_new_job_until_it_has_spoken() {
+    for silence in unanswered() {
+        let mut master = running();
+        master.submit(vec![spec(64)]).0.unwrap();
+        let orders = master.says(0, silence);
+        assert!(matches!(orders[..], [Order::Ask { .. }]), "it is asked how it is: {orders:?}");
+        assert_eq!(creates(&master.submit(vec![spec(64)]).1), []);
+        assert!(creates(&master.says(0, Said::Free { answer: Ok(node()) })).contains(&(3, 1)));
+    }
+}
+
+#[test]
+fn calls_that_go_unanswered_for_the_time_out_are_enough_to_call_a_node_lost() {
+    for silence in unanswered() {
+        let mut master = running();
+        master.now.clock += Duration::from_secs(10);
+        master.says(0, silence);
+        assert_eq!(master.nodes_shown()[0].state.as_str(), "lost");
+        let silent = Said::Free { answer: Err("no answer in time".into()) };
+        assert_eq!(master.says(0, silent), [], "from here on the polls find out");
+    }
+}
+
+#[test]
+fn an_idle_node_is_polled_often_enough_to_miss_it_within_the_time_out_and_not_more() {
+    for (time_out, wait) in [(10_000, 5_000), (1_500, 1_000), (100, 1_000), (120_000, 25_000)] {
+        let mut master = Master::new(1);
+        master.nodes.time_out = Duration::from_millis(time_out);
+        master.start();
+        let orders = master.tells(node(), 0, 3, vec![]);
+        let wait = Duration::from_millis(wait);
+        assert_eq!(orders, [Order::Poll { node: NodeId(0), after: EventNumber(3), wait, delay: Duration::ZERO }]);
+    }
+}
+
 #[test]
 fn a_node_that_calls_itself_by_another_number_is_not_used() {
     let mut master = Master::new(1);
