@@ -42,8 +42,8 @@ mod heard;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::RangeInclusive;
-use std::sync::mpsc::{Receiver, Sender};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvError, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
 use wire::task::TaskRequest;
 use wire::{BadInput, InstanceId, JobId, JobSpec, NodeId};
@@ -65,6 +65,8 @@ const AFTER_NO_ROOM: Duration = Duration::from_secs(1);
 const AFTER_A_FAILED_CALL: Duration = Duration::from_millis(250);
 /// How long after a turn that could not be committed the nodes are asked to say it again.
 const AFTER_A_FAILED_COMMIT: Duration = Duration::from_secs(1);
+/// How long a submission waits for the nodes to say what images they have now.
+const DOUBT: Duration = Duration::from_secs(1);
 /// Between the first polls of two nodes: a thousand connects at once overflow listen queues.
 const STAGGER: Duration = Duration::from_millis(1);
 
@@ -174,6 +176,8 @@ struct Doubted {
     reply: Sender<Result<Vec<Job>, RefusedJob>>,
     /// Who has not answered yet.
     asked: BTreeSet<NodeId>,
+    /// When what is known has to do.
+    until: Instant,
 }
 
 /// The nodes as configured.
@@ -213,8 +217,8 @@ pub fn run(
     mut carry_out: impl FnMut(Vec<Order>),
 ) -> Result<(), StoreError> {
     carry_out(owner.first_orders());
-    while let Ok(first) = messages.recv() {
-        let batch: Vec<Message> = std::iter::once(first).chain(messages.try_iter()).take(MAX_TURN).collect();
+    while let Ok(first) = receive(messages, owner.next_deadline()) {
+        let batch: Vec<Message> = first.into_iter().chain(messages.try_iter()).take(MAX_TURN).collect();
         let stop = batch.iter().any(|message| matches!(message, Message::Stop));
         let orders = owner.turn(batch, Now::read())?;
         if !orders.is_empty() {
@@ -225,6 +229,16 @@ pub fn run(
         }
     }
     Ok(())
+}
+
+/// The next message; `None`: the deadline came first.
+fn receive(messages: &Receiver<Message>, deadline: Option<Instant>) -> Result<Option<Message>, RecvError> {
+    let Some(deadline) = deadline else { return messages.recv().map(Some) };
+    match messages.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(message) => Ok(Some(message)),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => Err(RecvError),
+    }
 }
 
 impl Owner {
@@ -274,6 +288,11 @@ impl Owner {
         Ok(())
     }
 
+    /// When it has something to do though nobody says anything.
+    fn next_deadline(&self) -> Option<Instant> {
+        self.doubted.iter().map(|doubted| doubted.until).min()
+    }
+
     /// The first roll call of every node.
     pub fn first_orders(&mut self) -> Vec<Order> {
         let ids: Vec<NodeId> = self.nodes.addrs.iter().map(|(id, _)| *id).collect();
@@ -310,6 +329,7 @@ impl Owner {
                 Message::Stop => {}
             }
         }
+        self.settle_doubts(now);
         self.refresh_rooms();
         self.place(now);
     }

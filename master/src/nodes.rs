@@ -82,8 +82,8 @@ pub struct Member {
     failures: u32,
     /// It turned a job away; nothing new until it has spoken again.
     full: bool,
-    /// Somebody will ask it what is free.
-    pub asked_what_is_free: bool,
+    /// How often it was asked what is free and has not answered; an ask that is to be made later counts too.
+    asks: u32,
 }
 
 impl Member {
@@ -104,7 +104,7 @@ impl Member {
             trouble: None,
             failures: 0,
             full: false,
-            asked_what_is_free: false,
+            asks: 0,
         }
     }
 
@@ -189,9 +189,29 @@ impl Member {
         (pause, !was_lost && silent_for >= time_out)
     }
 
+    /// Whether it has answered, and was not silent for too long since.
+    pub fn is_ready(&self) -> bool {
+        self.state == NodeState::Ready
+    }
+
     /// Whether it was silent for too long.
     pub fn is_lost(&self) -> bool {
         matches!(self.state, NodeState::Lost { .. })
+    }
+
+    /// Whether somebody asks it what is free.
+    pub fn is_asked(&self) -> bool {
+        self.asks > 0
+    }
+
+    /// Somebody asks it what is free.
+    pub fn asked(&mut self) {
+        self.asks += 1;
+    }
+
+    /// It was asked what is free and has answered, or has not.
+    pub fn ask_ended(&mut self) {
+        self.asks = self.asks.saturating_sub(1);
     }
 
     /// It turned a job away.
@@ -229,7 +249,7 @@ impl Member {
     pub fn release_all(&mut self) {
         self.held.clear();
         (self.ours, self.uncounted) = (Amount::default(), Amount::default());
-        self.asked_what_is_free = false;
+        self.asks = 0;
     }
 
     /// Our jobs here.

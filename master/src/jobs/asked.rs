@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use wire::node::NodeResource;
 use wire::{JobId, JobSpec, NodeId, State};
 
-use super::{Active, Call, Doubted, Owner, RefusedJob, Reply, tell};
+use super::{Active, Call, DOUBT, Doubted, Owner, RefusedJob, Reply, tell};
 use crate::job::{Job, Node};
 use crate::life::News;
 use crate::nodes::{Member, Now};
@@ -24,21 +24,25 @@ impl Owner {
     }
 
     pub(super) fn doubt(&mut self, specs: Vec<JobSpec>, reply: Sender<Result<Vec<Job>, RefusedJob>>, now: Now) {
-        let answering = self.members.iter().filter(|(_, member)| member.room().is_some());
-        let asked: BTreeSet<NodeId> = answering.map(|(node, _)| *node).collect();
+        let ready = self.members.iter().filter(|(_, member)| member.is_ready());
+        let asked: BTreeSet<NodeId> = ready.map(|(node, _)| *node).collect();
         for node in &asked {
-            self.order_ask(*node, Duration::ZERO);
+            self.order_another_ask(*node, Duration::ZERO);
         }
-        self.doubted.push(Doubted { specs, reply, asked });
-        self.settle_doubts(None, now);
+        self.doubted.push(Doubted { specs, reply, asked, until: now.clock + DOUBT });
     }
 
     /// A node has said what images it has now, or cannot.
-    pub(super) fn settle_doubts(&mut self, heard: Option<NodeId>, now: Now) {
+    pub(super) fn less_doubt(&mut self, node: NodeId) {
         for doubted in &mut self.doubted {
-            doubted.asked.retain(|node| Some(*node) != heard);
+            doubted.asked.remove(&node);
         }
-        let settled: Vec<Doubted> = self.doubted.extract_if(.., |doubted| doubted.asked.is_empty()).collect();
+    }
+
+    /// Decides on the submissions for which everyone has answered, or nobody else did in time.
+    pub(super) fn settle_doubts(&mut self, now: Now) {
+        let decided = |doubted: &mut Doubted| doubted.asked.is_empty() || doubted.until <= now.clock;
+        let settled: Vec<Doubted> = self.doubted.extract_if(.., decided).collect();
         for Doubted { specs, reply, .. } in settled {
             match self.check_possible(&specs) {
                 Ok(()) => self.accept(specs, reply, now),

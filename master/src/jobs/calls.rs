@@ -70,9 +70,15 @@ impl Owner {
     }
 
     pub(super) fn order_ask(&mut self, node: NodeId, delay: Duration) {
-        let Some(member) = self.members.get_mut(&node) else { return };
-        if !std::mem::replace(&mut member.asked_what_is_free, true) {
-            self.turn.orders.push(Order::Ask { node, delay });
+        if self.members.get(&node).is_some_and(|member| !member.is_asked()) {
+            self.order_another_ask(node, delay);
         }
+    }
+
+    /// Though somebody asks already: perhaps only later, perhaps too long ago.
+    pub(super) fn order_another_ask(&mut self, node: NodeId, delay: Duration) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        member.asked();
+        self.turn.orders.push(Order::Ask { node, delay });
     }
 }

@@ -24,7 +24,7 @@ impl Owner {
             Said::Killed { job, task, answer } => self.hear_killed(node, job, task, answer, now),
             Said::Free { answer } => {
                 self.hear_free(node, answer, now);
-                self.settle_doubts(Some(node), now);
+                self.less_doubt(node);
             }
         }
     }
@@ -196,7 +196,7 @@ impl Owner {
 
     pub(super) fn hear_free(&mut self, node: NodeId, answer: Result<NodeResource, String>, now: Now) {
         let Some(member) = self.members.get_mut(&node) else { return };
-        member.asked_what_is_free = false;
+        member.ask_ended();
         let acquainted = member.followed().is_some_and(|(instance, _)| {
             answer.as_ref().is_ok_and(|said| said.instance == *instance && said.node_id == node)
         });

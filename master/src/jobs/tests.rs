@@ -443,6 +443,44 @@ fn an_image_that_no_node_had_is_asked_for_once_more_before_the_job_is_refused() 
     }
 }
 
+fn with_image(image: &str) -> JobSpec {
+    JobSpec { image_id: image.parse().unwrap(), ..spec(64) }
+}
+
+#[test]
+fn a_full_node_and_one_that_missed_a_call_are_asked_for_a_new_image_too() {
+    let mut master = Master::new(2);
+    master.tells(node(), 0, 0, vec![]);
+    master.tells(resource(1, 4, 900), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.says(0, answer(1, 1, refused(RefusalCode::NoRoom)));
+    master.says(1, Said::Free { answer: Err("reset".into()) });
+    let (reply, _answer) = mpsc::channel();
+    let orders = master.turn(vec![Message::Submit { specs: vec![with_image("late")], reply }]);
+    let ask = |node| Order::Ask { node: NodeId(node), delay: Duration::ZERO };
+    assert_eq!(orders, [ask(0), ask(1)]);
+    // Both are also asked for another reason; as long as one of two asks is under way, no third is made.
+    let again = |master: &mut Master| master.says(1, Said::Free { answer: Err("reset".into()) });
+    assert_eq!(again(&mut master), []);
+    assert!(matches!(again(&mut master)[..], [Order::Ask { .. }]));
+}
+
+#[test]
+fn a_doubted_submission_waits_for_a_hung_node_no_longer_than_a_moment() {
+    let mut master = Master::new(2);
+    master.tells(node(), 0, 0, vec![]);
+    master.tells(resource(1, 4, 900), 0, 0, vec![]);
+    let (reply, answer) = mpsc::channel();
+    master.turn(vec![Message::Submit { specs: vec![with_image("late")], reply }]);
+    master.says(0, Said::Free { answer: Ok(node()) });
+    assert!(answer.try_recv().is_err());
+    assert_eq!(master.owner().next_deadline(), Some(master.now.clock + DOUBT));
+    master.now.clock += DOUBT;
+    master.turn(vec![]);
+    assert_eq!(answer.try_recv().unwrap().unwrap_err().bad.field, "imageId");
+    assert_eq!(master.owner().next_deadline(), None);
+}
+
 #[test]
 fn while_a_node_has_not_spoken_nothing_is_called_impossible_and_the_job_says_why_it_waits() {
     let mut master = Master::new(2);
