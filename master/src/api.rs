@@ -35,7 +35,7 @@ use crate::pages::view::{
     Login, NodeTable,
 };
 use crate::pages::{self};
-use crate::store::{self, JobPage, MAX_PAGE, Reader};
+use crate::store::{self, JobPage, Kept, MAX_PAGE, Reader};
 
 /// How many jobs a page lists if nobody says.
 const DEFAULT_PAGE: u32 = 100;
@@ -143,7 +143,7 @@ impl Api {
 
     /// The form's fields for a job like this one.
     fn typed_before(&self, id: JobId) -> Result<CreateFields, Refused> {
-        Ok(CreateFields::from(&self.find(id)?.spec))
+        Ok(CreateFields::from(&self.find(id)?.job.spec))
     }
 
     fn home_with(&self, status: u16, asked: &Asked, create: CreateForm, batch: BatchForm) -> Result<Answer, Refused> {
@@ -214,22 +214,28 @@ impl Api {
     }
 
     fn details(&self, asked: &Asked, id: JobId) -> Result<Answer, Refused> {
-        let job = self.find(id)?;
+        let Kept { job, kill_asked } = self.find(id)?;
         let waits = match job.status {
             State::Pending | State::Assigned => self.ask(|reply| Message::Why { job: id, reply })?,
             State::Running | State::Finished | State::Timeout | State::Failed | State::Killed => None,
         };
         let tails = self.tails(&job);
         let response = match asked.wants {
-            Wants::Json => Response::json(200, &JsonDetails::new(&job, waits.as_deref(), tails.as_ref())),
-            Wants::Text => Response::text(200, text_details(&job, waits.as_deref(), tails.as_ref())),
+            Wants::Json => {
+                let kill_asked = kill_asked && !job.status.is_final();
+                let (why, logs) = (waits.as_deref(), JsonLogs::new(&job, tails.as_ref()));
+                Response::json(200, &JsonDetails { job: &job, kill_asked, why, logs })
+            }
+            Wants::Text => {
+                Response::text(200, text::job(&job, kill_asked, waits.as_deref()) + &text_logs(tails.as_ref()))
+            }
             Wants::Html => {
                 let [monitor, stdout, stderr] = match tails {
                     Some(tails) => tails.map(|tail| shown(&job, tail)),
                     None => [LogTail::NotYet, LogTail::NotYet, LogTail::NotYet],
                 };
                 let live = asked.query.get("live") != Some("0");
-                let view = Details { job, waits, monitor, stdout, stderr, now: Timestamp::now(), live };
+                let view = Details { job, waits, kill_asked, monitor, stdout, stderr, now: Timestamp::now(), live };
                 Response::html(200, pages::details(&view).into_string())
             }
         };
@@ -250,7 +256,7 @@ impl Api {
             return Err(Refusal::new(RefusalCode::NotFound, message).into());
         };
         let offset = number(asked, "offset")?.unwrap_or(0);
-        let job = self.find(id)?;
+        let job = self.find(id)?.job;
         let empty = || Response::bytes(200, "text/plain; charset=utf-8", Vec::new()).with_header("X-Berth-Size", "0");
         let Some((node, task)) = job.placed.and_then(|placed| Some((placed.node, placed.task?))) else {
             return Ok(empty().into());
@@ -266,8 +272,8 @@ impl Api {
         }
     }
 
-    fn find(&self, id: JobId) -> Result<Job, Refused> {
-        self.reader.job(id)?.map(|kept| kept.job).ok_or_else(|| Refused::no_job(id))
+    fn find(&self, id: JobId) -> Result<Kept, Refused> {
+        self.reader.job(id)?.ok_or_else(|| Refused::no_job(id))
     }
 
     fn nodes(&self) -> Result<Vec<Node>, Refused> {
@@ -363,7 +369,7 @@ impl Api {
         let job = self.ask(|reply| Message::Kill { job: id, reply })?.ok_or_else(|| Refused::no_job(id))?;
         let response = match asked.wants {
             Wants::Json => Response::json(200, &job),
-            Wants::Text => Response::text(200, text::job(&job, None)),
+            Wants::Text => Response::text(200, text::job(&job, true, None)),
             Wants::Html => go_to(way_back(asked, id).as_str()),
         };
         Ok(response.into())
@@ -375,7 +381,7 @@ impl Api {
             return self.kill(asked, id);
         }
         let back = LocalPath::or_home(asked.query.get("back").unwrap_or(&format!("/job/details/{id}")));
-        let view = ConfirmKill { job: self.find(id)?, back, now: Timestamp::now() };
+        let view = ConfirmKill { job: self.find(id)?.job, back, now: Timestamp::now() };
         Ok(Response::html(200, pages::confirm_kill(&view).into_string()).into())
     }
 
@@ -403,10 +409,20 @@ const LOGS: [Log; 3] = [Log::Monitor, Log::Stdout, Log::Stderr];
 
 /// `GET /job/details/<id>` as JSON.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct JsonDetails<'a> {
     job: &'a Job,
+    /// Somebody asked for its end, and it has not ended yet.
+    kill_asked: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
+    #[serde(flatten)]
+    logs: JsonLogs,
+}
+
+/// The ends of a job's logs.
+#[derive(Serialize)]
+struct JsonLogs {
     monitor_out: String,
     task_stdout: String,
     task_stderr: String,
@@ -416,8 +432,8 @@ struct JsonDetails<'a> {
     unavailable: BTreeMap<&'static str, String>,
 }
 
-impl<'a> JsonDetails<'a> {
-    fn new(job: &'a Job, why: Option<&'a str>, tails: Option<&[Result<Piece, LogError>; 3]>) -> JsonDetails<'a> {
+impl JsonLogs {
+    fn new(job: &Job, tails: Option<&[Result<Piece, LogError>; 3]>) -> JsonLogs {
         const NAMES: [&str; 3] = ["monitor_out", "task_stdout", "task_stderr"];
         let (mut truncated, mut unavailable) = (Vec::new(), BTreeMap::new());
         let mut texts = [String::new(), String::new(), String::new()];
@@ -432,13 +448,12 @@ impl<'a> JsonDetails<'a> {
             }
         }
         let [monitor_out, task_stdout, task_stderr] = texts;
-        JsonDetails { job, why, monitor_out, task_stdout, task_stderr, truncated, unavailable }
+        JsonLogs { monitor_out, task_stdout, task_stderr, truncated, unavailable }
     }
 }
 
-fn text_details(job: &Job, waits: Option<&str>, tails: Option<&[Result<Piece, LogError>; 3]>) -> String {
-    let logs = LOGS.into_iter().zip(tails.into_iter().flatten());
-    logs.fold(text::job(job, waits), |text, (log, tail)| text + &text::log(log, tail))
+fn text_logs(tails: Option<&[Result<Piece, LogError>; 3]>) -> String {
+    LOGS.into_iter().zip(tails.into_iter().flatten()).map(|(log, tail)| text::log(log, tail)).collect()
 }
 
 /// A log's end on a page. That a task which still runs has not written yet is no fault.
@@ -481,7 +496,7 @@ fn created_one(asked: &Asked, jobs: Vec<Job>) -> Response {
     let at = format!("/job/details/{}", job.id);
     match asked.wants {
         Wants::Json => Response::json(201, &job).with_header("Location", at),
-        Wants::Text => Response::text(201, text::job(&job, None)).with_header("Location", at),
+        Wants::Text => Response::text(201, text::job(&job, false, None)).with_header("Location", at),
         Wants::Html => go_to("/"),
     }
 }

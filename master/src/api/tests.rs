@@ -210,6 +210,17 @@ fn a_get_kills_for_curl_and_asks_whatever_may_be_a_browser() {
 }
 
 #[test]
+fn the_details_of_a_running_job_say_that_its_end_was_asked_for() {
+    let desk = Desk::with_log(0);
+    assert_eq!(body(&desk.get("/job/details/1"))["killAsked"], false);
+    desk.post("/job/kill/1", "");
+    assert_eq!(body(&desk.get("/job/details/1"))["killAsked"], true);
+    assert!(text(&desk.page("/job/details/1")).contains("Stopping: "));
+    let plain = text(&desk.ask(&asked(Method::Get, "/job/details/1", &[("Accept", "text/plain")], "")));
+    assert!(plain.contains("killAsked        true\n"), "{plain}");
+}
+
+#[test]
 fn a_kill_names_its_job_in_the_path_or_in_the_body() {
     let desk = Desk::new();
     for _ in 0..3 {

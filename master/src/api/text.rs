@@ -72,7 +72,7 @@ pub(super) fn node_table(nodes: &[Node]) -> String {
 }
 
 /// Everything of one job, a line a field, up to an empty line.
-pub(super) fn job(job: &Job, waits: Option<&str>) -> String {
+pub(super) fn job(job: &Job, kill_asked: bool, waits: Option<&str>) -> String {
     let mut out = String::new();
     let mut line = |key: &str, value: &str| {
         let _ = writeln!(out, "{}", format!("{key:<16} {}", one_line(value)).trim_end());
@@ -83,6 +83,9 @@ pub(super) fn job(job: &Job, waits: Option<&str>) -> String {
     line("status", job.status.as_str());
     if let Some(reason) = job.reason() {
         line("reason", &reason);
+    }
+    if kill_asked && !job.status.is_final() {
+        line("killAsked", "true");
     }
     if let Some(waits) = waits {
         line("why", waits);
@@ -221,7 +224,7 @@ mod tests {
         let table = job_table(&[named(1, hostile)]);
         assert!(table.contains("a^Jb^[[31mred<U+009B>x<U+202E>evil^?"), "{table}");
         assert_eq!(table.lines().count(), 2);
-        let text = job(&named(1, hostile), Some("waits\nlong"));
+        let text = job(&named(1, hostile), false, Some("waits\nlong"));
         assert!(text.contains("why              waits^Jlong\n"), "{text}");
         let piece = Piece { bytes: b"a\0b\xffc\x1bd".to_vec(), total: 7 };
         assert_eq!(log(Log::Stdout, &Ok(piece)), "\n==> stdout\na^@b\u{fffd}c^[d\n");

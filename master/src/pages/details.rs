@@ -18,6 +18,9 @@ pub fn details(view: &Details) -> Markup {
     page.around(&html! {
         (heading(view))
         (why(view))
+        @if view.kill_asked && !job.status.is_final() {
+            p.notice { strong { "Stopping: " } "somebody asked for its end, and it has not ended yet." }
+        }
         dl.facts { (outcome(view)) (place_and_times(view)) (asked(job)) }
         section aria-labelledby="command" {
             h2 #command { "Command" }

@@ -189,6 +189,7 @@ pub(super) fn details(job: Job) -> Details {
     Details {
         job,
         waits: None,
+        kill_asked: false,
         monitor: log(
             "09:13:53.102 task 104233 of job 104230, attempt 1\n09:13:53.103 cgroups: memory 512 MiB, cpu 2, pids 512\n\
              09:13:53.104 rootfs: overlay on busybox\n09:13:53.105 packages: /srv/packages/resnet, /srv/data/cifar10\n\

@@ -163,6 +163,16 @@ fn a_waiting_job_says_why_it_waits() {
 }
 
 #[test]
+fn a_job_that_was_asked_to_end_says_so_until_it_has() {
+    for status in State::ALL {
+        let asked = Details { kill_asked: true, ..samples::details(samples::job(7, status)) };
+        let says_so = |view: &Details| details(view).into_string().contains("Stopping: ");
+        assert_eq!(says_so(&asked), !status.is_final(), "{status}");
+        assert!(!says_so(&Details { kill_asked: false, ..asked }), "{status}");
+    }
+}
+
+#[test]
 fn only_a_live_page_with_an_unfinished_job_loads_itself_anew() {
     let refreshes = |page: Markup| page.into_string().contains("http-equiv=\"refresh\"");
     for status in State::ALL {
