@@ -219,11 +219,14 @@ impl Api {
             State::Pending | State::Assigned => self.ask(|reply| Message::Why { job: id, reply })?,
             State::Running | State::Finished | State::Timeout | State::Failed | State::Killed => None,
         };
-        let tails = self.tails(&job);
+        // A page without its logs would look as if there were none.
+        let with_logs = asked.wants == Wants::Html || asked.query.get("logs") != Some("0");
+        let tails = if with_logs { self.tails(&job) } else { None };
         let response = match asked.wants {
             Wants::Json => {
                 let kill_asked = kill_asked && !job.status.is_final();
-                let (why, logs) = (waits.as_deref(), JsonLogs::new(&job, tails.as_ref()));
+                let why = waits.as_deref();
+                let logs = with_logs.then(|| JsonLogs::new(&job, tails.as_ref()));
                 Response::json(200, &JsonDetails { job: &job, kill_asked, why, logs })
             }
             Wants::Text => {
@@ -416,8 +419,9 @@ struct JsonDetails<'a> {
     kill_asked: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
+    /// Not with `logs=0`.
     #[serde(flatten)]
-    logs: JsonLogs,
+    logs: Option<JsonLogs>,
 }
 
 /// The ends of a job's logs.

@@ -221,6 +221,18 @@ fn the_details_of_a_running_job_say_that_its_end_was_asked_for() {
 }
 
 #[test]
+fn whoever_polls_a_jobs_state_can_have_it_without_its_logs() {
+    let desk = Desk::with_log(3);
+    assert_eq!(body(&desk.get("/job/details/1"))["task_stdout"], "\0\0\0");
+    let bare = body(&desk.get("/job/details/1?logs=0"));
+    assert_eq!((&bare["job"]["status"], bare.as_object().unwrap().len()), (&json!("Running"), 2), "{bare}");
+    let plain = text(&desk.ask(&asked(Method::Get, "/job/details/1?logs=0", &[("Accept", "text/plain")], "")));
+    assert!(plain.contains("status           Running\n") && !plain.contains("==>"), "{plain}");
+    let page = desk.page("/job/details/1?logs=0");
+    assert!(text(&page).contains("Standard output") && !text(&page).contains("Not yet"), "a page has its logs");
+}
+
+#[test]
 fn a_kill_names_its_job_in_the_path_or_in_the_body() {
     let desk = Desk::new();
     for _ in 0..3 {
