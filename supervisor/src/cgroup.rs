@@ -49,6 +49,11 @@ pub enum CgroupError {
     Write { path: PathBuf, value: String, source: io::Error },
     #[error("cannot remove cgroup {path}: {source}")]
     Remove { path: PathBuf, source: io::Error },
+    #[error(
+        "another supervisor works in cgroup {path}, and would take our containers for leftovers; \
+             hint: give each its own --cgroup-root"
+    )]
+    Claimed { path: PathBuf },
     #[error("no cgroup hierarchy is mounted; hint: mount -t cgroup2 none /sys/fs/cgroup")]
     NoHierarchy,
 }
@@ -168,6 +173,12 @@ pub struct Layout {
     hierarchies: Vec<Hierarchy>,
 }
 
+/// Our bases are ours alone while this lives.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: std::fs::File,
+}
+
 /// A container's freshly made and limited group, ready to be joined.
 #[derive(Debug)]
 pub struct Group {
@@ -192,6 +203,30 @@ impl Layout {
             log::warn!("no cgroup controller for {name} here, so it is not limited; hint: berth-supervisor doctor");
         }
         Ok(layout)
+    }
+
+    /// Claims our bases for one supervisor, as long as the answer lives: it removes what belongs to no task of its own, so
+    /// two in one base would kill each other's. A child that a killed supervisor had just cloned may hold the claim for a
+    /// moment longer.
+    pub fn claim(&self) -> Result<Claim, CgroupError> {
+        const MOMENT: Duration = Duration::from_secs(1);
+        let hierarchy = self.hierarchies.first().ok_or(CgroupError::NoHierarchy)?;
+        let path = hierarchy.base.join("cgroup.procs");
+        let read = |source: io::Error| CgroupError::Read { path: path.clone(), source };
+        let file = std::fs::File::open(&path).map_err(read)?;
+        let until = std::time::Instant::now() + MOMENT;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Claim { _lock: file }),
+                Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() < until => {
+                    std::thread::park_timeout(MOMENT / 50);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(CgroupError::Claimed { path: hierarchy.base.clone() });
+                }
+                Err(errno) => return Err(read(errno.into())),
+            }
+        }
     }
 
     /// Reopens the bases an earlier supervisor used; those that are gone have nothing left in them.

@@ -50,7 +50,9 @@ pub fn run(
 ) -> Result<i32, RunError> {
     let signals = foreground_signals()?;
     let launcher = Launcher::new(settings)?;
-    let layout = Layout::prepare(cgroup_root)?;
+    // A base beside the daemon's: what is in there is no leftover to it, whichever state dir it has.
+    let layout = Layout::prepare(&format!("{cgroup_root}-run"))?;
+    sweep_the_dead(&layout)?;
     let container = format!("run-{}-cont", std::process::id());
     let request = LaunchRequest {
         container: &container,
@@ -94,6 +96,17 @@ fn see_through(launched: &Launched, signals: &SignalFd) -> io::Result<()> {
         log::debug!("cannot tell init to go: {error}");
     }
     wait(launched, signals).inspect_err(|_| child::kill_and_reap(&launched.pidfd))
+}
+
+/// Removes the empty groups of runs that were killed. Their inits have ended with them.
+fn sweep_the_dead(layout: &Layout) -> Result<(), RunError> {
+    for group in layout.groups()? {
+        let pid = group.strip_prefix("run-").and_then(|rest| rest.strip_suffix("-cont"));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            layout.remove(&group)?;
+        }
+    }
+    Ok(())
 }
 
 /// Ctrl-C and its kin become a request to stop, which init carries out with its grace period.

@@ -143,6 +143,7 @@ impl SystemCallFilter {
         let mut denied: Vec<(i64, Vec<SeccompRule>)> =
             DENIED.iter().chain(&DENIED_HERE).map(|&call| (call, vec![])).collect();
         denied.push((libc::SYS_clone, namespace_rules()?));
+        denied.push((libc::SYS_socket, vec![to_the_hypervisor()?]));
         // clone3's flags are behind a pointer where a filter cannot look; told that it is not there, libc uses clone.
         let absent = vec![(libc::SYS_clone3, vec![])];
         let mut programs = vec![program(denied, libc::EPERM)?, program(absent, libc::ENOSYS)?];
@@ -184,6 +185,12 @@ fn foreign_numbers() -> Option<BpfProgram> {
 #[cfg(not(target_arch = "x86_64"))]
 fn foreign_numbers() -> Option<BpfProgram> {
     None
+}
+
+/// AF_VSOCK reaches the hypervisor's host past every network namespace (vsock(7)).
+fn to_the_hypervisor() -> Result<SeccompRule, seccompiler::BackendError> {
+    let vsock = u64::from(libc::AF_VSOCK.cast_unsigned());
+    SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, vsock)?])
 }
 
 fn namespace_rules() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {

@@ -12,7 +12,7 @@ use wire::node::{Refusal, RefusalCode};
 use wire::{BootId, InstanceId, TaskId};
 
 use crate::adopt;
-use crate::cgroup::{CgroupError, Layout};
+use crate::cgroup::{CgroupError, Claim, Layout};
 use crate::config::NodeConfig;
 use crate::containers::{Containers, Places};
 use crate::control::{self, LongPolls, Reply};
@@ -95,6 +95,7 @@ struct Supervisor {
     polls: LongPolls,
     readers: Readers,
     sweeper: Sweeper,
+    _claim: Claim,
 }
 
 impl Supervisor {
@@ -113,6 +114,7 @@ impl Supervisor {
         let (journal, records) = Journal::open(&state_dir.journal())?;
         let instance = if records.is_empty() { state_dir.new_instance()? } else { state_dir.instance()? };
         let layout = Layout::prepare(&config.cgroup_root)?;
+        let claim = layout.claim()?;
         let node = this_node(config, &settings, instance, &boot, &layout);
         let mut history = History::replay(records);
         history.skip_what_a_power_cut_may_have_taken(&boot);
@@ -144,6 +146,7 @@ impl Supervisor {
             polls: LongPolls::default(),
             readers: Readers::default(),
             sweeper: Sweeper::default(),
+            _claim: claim,
         })
     }
 

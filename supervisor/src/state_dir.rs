@@ -1,7 +1,8 @@
 //! The state dir: its lock, the instance id born with it, and where things are in it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -45,7 +46,9 @@ impl StateDir {
     /// The lock is a POSIX record lock (fcntl(2)): it belongs to this process alone, so a child that
     /// outlives us for a moment with our descriptors does not keep the next supervisor out.
     pub fn lock(path: &Path) -> Result<StateDir, StateDirError> {
-        std::fs::create_dir_all(path).map_err(touch("make", path))?;
+        // What jobs are told and what they say is nobody else's business.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(touch("make", path))?;
         let lock_path = path.join("lock");
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).open(&lock_path);

@@ -110,7 +110,8 @@ fn open_logs(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<Option<Streams>, 
     for number in 0..3 {
         sys::duplicate_to(stdin.as_fd(), number).step(|| "leave the supervisor's streams".to_owned())?;
     }
-    std::fs::create_dir_all(folder).step(|| format!("make log folder {}", folder.display()))?;
+    // The payload owns its logs and may make one a set-user-ID program: nobody else of this machine gets at it.
+    super::make_private_folder(folder).step(|| format!("make log folder {}", folder.display()))?;
     monitor.open(open_log(folder, "monitor_out")?);
     Ok(Some(Streams { stdin, stdout: open_log(folder, "task_stdout")?, stderr: open_log(folder, "task_stderr")? }))
 }
@@ -297,8 +298,10 @@ impl<'p> Watch<'p> {
             && let Some(info) = self.signals.read_signal()?
         {
             happened.child = info.ssi_signo == libc::SIGCHLD.cast_unsigned();
-            // A sender outside our pid namespace has no pid in it; the payload cannot stop its own init.
-            happened.asked_to_stop = info.ssi_signo == libc::SIGTERM.cast_unsigned() && info.ssi_pid == 0;
+            // A sender outside our pid namespace has no pid in it, and only the kernel can say that a user sent it
+            // (rt_sigqueueinfo(2) may claim any pid, but not SI_USER): the payload cannot stop its own init.
+            let from_outside = info.ssi_pid == 0 && info.ssi_code == libc::SI_USER;
+            happened.asked_to_stop = info.ssi_signo == libc::SIGTERM.cast_unsigned() && from_outside;
         }
         if happened.time {
             self.timer.wait()?;

@@ -12,6 +12,8 @@ pub const MAX_COMMAND_LINE: usize = 128 * 1024 - 1;
 pub const MAX_NAME: usize = 256;
 /// The most packages one job may stage.
 pub const MAX_PACKAGES: usize = 64;
+/// The longest list of packages, in bytes.
+pub const MAX_PACKAGE_PATH: usize = 64 * 1024;
 /// The longest time-out: ten years, in milliseconds.
 pub const MAX_TIMEOUT_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 /// The least memory a container can start in, in MiB.
@@ -86,6 +88,9 @@ impl JobSpec {
 
     fn check_packages(&self) -> Result<(), BadInput> {
         let refuse = |message: String| Err(BadInput::new("packagePath", message));
+        if self.package_path.len() > MAX_PACKAGE_PATH {
+            return refuse(format!("is {} bytes long; at most {MAX_PACKAGE_PATH} are taken", self.package_path.len()));
+        }
         if self.packages().count() > MAX_PACKAGES {
             return refuse(format!("lists {} packages; at most {MAX_PACKAGES} are taken", self.packages().count()));
         }
@@ -122,7 +127,8 @@ mod tests {
     #[test]
     fn what_no_node_could_run_is_refused_with_the_fields_name() {
         type Spoil = fn(&mut JobSpec);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 10] = [
+            ("packagePath", |job| job.package_path = ";".repeat(MAX_PACKAGE_PATH + 1)),
             ("name", |job| job.name = String::new()),
             ("name", |job| job.name = "x".repeat(MAX_NAME + 1)),
             ("commandLine", |job| job.command_line = "  \n".into()),

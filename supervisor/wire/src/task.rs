@@ -9,6 +9,9 @@ use crate::ids::{Attempt, ContainerId, EventNumber, ImageId, InstanceId, JobId, 
 use crate::job::{JobSpec, Resource};
 use crate::state::State;
 
+/// The longest name of a master, in bytes: it is repeated in every report.
+pub const MAX_MASTER: usize = 64;
+
 /// The body of `POST /task/create`: a job's JSON plus which attempt of which job it is.
 ///
 /// The original's master also sends `status`, `nodeId` and `taskId`; they are ignored, as is every
@@ -85,6 +88,12 @@ impl TaskRequest {
 
     /// The job in it, checked as at submission.
     pub fn into_spec(self) -> Result<JobSpec, BadInput> {
+        if let Some(master) = self.master.filter(|master| master.0.len() > MAX_MASTER) {
+            return Err(BadInput::new(
+                "master",
+                format!("is {} bytes long; at most {MAX_MASTER} are taken", master.0.len()),
+            ));
+        }
         let spec = JobSpec {
             name: if self.name.is_empty() { "unnamed".to_owned() } else { self.name },
             resource: Resource { cpu: self.resource.cpu, mem: self.resource.mem },
