@@ -16,6 +16,7 @@ mod lxc_config;
 mod machine;
 mod namespaces;
 mod node;
+mod oom;
 mod output;
 mod packages;
 mod rootfs;

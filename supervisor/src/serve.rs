@@ -22,6 +22,7 @@ use crate::journal::{Journal, JournalError};
 use crate::launch::{self, LaunchError, Launcher, Settings, UnionError};
 use crate::machine;
 use crate::node::{self, Node, Share};
+use crate::oom;
 use crate::output::{OutputRequest, Readers};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::sweep::{Sweeper, Synced};
@@ -78,6 +79,7 @@ fn cannot(doing: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
 pub fn serve(config: &NodeConfig) -> Result<(), ServeError> {
     let access = Access::new(config.token_file.as_deref().map(Token::from_file).transpose()?, []);
     let state_dir = StateDir::lock(&config.state_dir)?;
+    oom::come_last();
     let mut supervisor = Supervisor::start(config, &state_dir, access)?;
     supervisor.run()?;
     supervisor.leave();

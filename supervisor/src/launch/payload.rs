@@ -14,7 +14,7 @@ use rustix::fs::Mode;
 use super::plan::Plan;
 use super::step::{Step, StepError, errno_name};
 use crate::cgroup::Group;
-use crate::{namespaces, security, sys};
+use crate::{namespaces, oom, security, sys};
 
 /// The command's stdin, stdout and stderr.
 #[derive(Debug)]
@@ -53,7 +53,8 @@ fn become_the_command(
     // 3. A session of our own: no controlling terminal, a process group that is ours alone, no signal ignored.
     sys::reset_all_signals();
     setsid().step(|| "start a session".to_owned())?;
-    // 4. Limits, and nothing of the operator's keys.
+    // 4. Limits, no protection of init's, and nothing of the operator's keys.
+    oom::come_like_anybody();
     for limit in &plan.config.rlimits {
         security::set_rlimit(limit).step(|| format!("set limit {}", limit.name))?;
     }
