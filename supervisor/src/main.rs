@@ -23,6 +23,7 @@ mod rootfs;
 mod run;
 #[cfg(test)]
 mod scratch;
+mod sealed_copy;
 mod security;
 mod serve;
 mod state_dir;
@@ -37,7 +38,7 @@ use config::{Command, NodeConfig};
 
 fn main() -> ExitCode {
     wire::stderr_log::init();
-    if let Err(error) = sys::run_from_sealed_copy() {
+    if let Err(error) = sealed_copy::run() {
         log::warn!("cannot run from a sealed copy of this program: {error}");
     }
     match config::parse(std::env::args_os()).map_err(Into::into).and_then(perform) {

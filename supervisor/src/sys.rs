@@ -6,8 +6,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
@@ -174,43 +173,14 @@ pub fn bring_loopback_up() -> io::Result<()> {
     }
 }
 
-/// Runs this program from a sealed, anonymous copy of itself, once.
-///
-/// A child between clone and exec has our executable as its `/proc/self/exe`. Were that the file on disk, a
-/// container that got hold of it could overwrite the supervisor (CVE-2019-5736); a sealed memfd cannot be written.
-pub fn run_from_sealed_copy() -> io::Result<()> {
-    use std::io::{Seek, Write};
-
-    let this = std::fs::read_link("/proc/self/exe")?;
-    if this.as_os_str().as_bytes().starts_with(b"/memfd:berth-supervisor") {
-        return Ok(());
-    }
-    let copy = rustix::fs::memfd_create(
-        "berth-supervisor",
-        rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING,
-    )?;
-    let mut copy = std::fs::File::from(copy);
-    io::copy(&mut std::fs::File::open("/proc/self/exe")?, &mut copy)?;
-    copy.flush()?;
-    copy.rewind()?;
-    let seals = rustix::fs::SealFlags::SEAL
-        | rustix::fs::SealFlags::SHRINK
-        | rustix::fs::SealFlags::GROW
-        | rustix::fs::SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&copy, seals)?;
-    let arguments = c_strings(std::env::args_os().map(|argument| argument.as_bytes().to_vec()))?;
-    let environment =
-        c_strings(std::env::vars_os().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()))?;
-    Err(execveat(copy.as_fd(), c"", &arguments, &environment, libc::AT_EMPTY_PATH))
-}
-
-fn c_strings(strings: impl Iterator<Item = Vec<u8>>) -> io::Result<Vec<CString>> {
-    strings.map(|string| CString::new(string).map_err(io::Error::from)).collect()
-}
-
 /// Becomes the program at `path`; comes back only with the error (execve(2)).
 pub fn execve(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
     execveat(rustix::fs::CWD, path, arguments, environment, 0)
+}
+
+/// Becomes the program that is open as `file`; comes back only with the error (execveat(2), AT_EMPTY_PATH).
+pub fn execve_fd(file: BorrowedFd<'_>, arguments: &[CString], environment: &[CString]) -> io::Error {
+    execveat(file, c"", arguments, environment, libc::AT_EMPTY_PATH)
 }
 
 fn execveat(dir: BorrowedFd<'_>, path: &CStr, arguments: &[CString], environment: &[CString], flags: i32) -> io::Error {
