@@ -297,7 +297,7 @@ impl Containers {
     }
 
     fn try_remnant(&mut self, mut remnant: Remnant, now: Now) {
-        if self.is_gone(&remnant.name, remnant.tries) {
+        if self.clear_away(&remnant.name, remnant.tries) {
             let folder = self.places.folder(&remnant.name);
             // A task that was never launched has none.
             if folder.symlink_metadata().is_ok() {
@@ -314,9 +314,10 @@ impl Containers {
         self.remnants.insert((now.instant + pause.min(LAST_PAUSE), self.counter), remnant);
     }
 
-    /// One pass over the cgroups of that name. What did not leave by itself is killed from the second
-    /// try on; an init that still holds the folder is on its way out, having nothing left to watch.
-    fn is_gone(&self, name: &str, tries: u32) -> bool {
+    /// One pass over the cgroups of that name: whether nothing is left of them, and no init lives. What did not leave by
+    /// itself is killed from the second try on; an init that still holds the folder is on its way out, having nothing
+    /// left to watch.
+    fn clear_away(&self, name: &str, tries: u32) -> bool {
         let mut gone = !self.is_held(name);
         for layout in &self.layouts {
             if tries > 0 || !gone {
@@ -360,7 +361,7 @@ impl Containers {
 
     fn put_aside(&mut self, task: TaskId) -> bool {
         let name = ContainerId(task).to_string();
-        if !self.is_gone(&name, 1) {
+        if !self.clear_away(&name, 1) {
             return false;
         }
         let folder = self.places.folder(&name);

@@ -1,4 +1,5 @@
-//! What the machine has that we may use: CPUs, memory, descriptors. Read once, at start.
+//! What the machine has that we may use: CPUs, memory, descriptors. Read once, at start, when the number of descriptors
+//! is also raised to all we may have.
 
 use std::fs;
 use std::path::Path;

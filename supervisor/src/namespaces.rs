@@ -6,7 +6,7 @@
 
 use std::io;
 
-use crate::launch::Network;
+use crate::lxc_config::Network;
 use crate::sys;
 
 /// The clone flags of an init with this kind of network.
