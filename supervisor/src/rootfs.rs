@@ -75,12 +75,13 @@ pub fn unite_workspace(driver: UnionDriver, packages: &[BorrowedFd<'_>]) -> Resu
     unite(driver, packages, UPPER_WORKSPACE, WORKSPACE_WORK, WORKSPACE)
 }
 
-/// The line of an LXC config that does what [`unite_workspace`] does.
+/// The line of an LXC config that does what [`unite_workspace`] does; `None` where there is nothing to unite, or no
+/// line can say it.
 pub fn workspace_entry(driver: UnionDriver, container: &Path, packages: &[&Path]) -> Option<MountEntry> {
     if packages.is_empty() {
         return None;
     }
-    let lowers: Vec<String> = packages.iter().map(|path| path.display().to_string()).collect();
+    let lowers: Vec<String> = packages.iter().map(|path| spelled(driver, path)).collect::<Option<_>>()?;
     let at = |folder: &str| container.join(folder).display().to_string();
     let options = union_options(driver, &lowers, &at(UPPER_WORKSPACE), &at(WORKSPACE_WORK));
     Some(MountEntry {
@@ -89,6 +90,17 @@ pub fn workspace_entry(driver: UnionDriver, container: &Path, packages: &[&Path]
         fstype: driver.as_str().to_owned(),
         options: options.to_string_lossy().split(',').map(str::to_owned).collect(),
     })
+}
+
+/// A lower layer as a mount option. overlayfs takes the character behind a backslash as it is (the kernel's
+/// filesystems/overlayfs.rst, "Multiple lower layers"); a comma ends an option for LXC, however it is spelled. AUFS
+/// knows no escape at all.
+fn spelled(driver: UnionDriver, layer: &Path) -> Option<String> {
+    let path = layer.to_str()?;
+    match driver {
+        UnionDriver::Overlay => (!path.contains(',')).then(|| path.replace('\\', r"\\").replace(':', r"\:")),
+        UnionDriver::Aufs => (!path.contains([',', ':', '='])).then(|| path.to_owned()),
+    }
 }
 
 /// Unites the image's layers (top first) with the writable layer.
@@ -230,7 +242,7 @@ fn mask(empty: &Path) -> Result<(), StepError> {
 
 fn unless_absent(result: Result<(), StepError>) -> Result<(), StepError> {
     match result {
-        Err(error) if error.cause == "ENOENT" => Ok(()),
+        Err(error) if error.errno == Some(libc::ENOENT) => Ok(()),
         result => result,
     }
 }
@@ -328,6 +340,27 @@ mod tests {
     #[test]
     fn aufs_takes_the_writable_branch_first_and_honours_whiteouts_below() {
         assert_eq!(options(UnionDriver::Aufs), "br:up=rw:/top=ro+wh:/base=ro+wh,noxino");
+    }
+
+    #[test]
+    fn a_package_path_is_spelled_so_that_it_stays_one_layer_or_not_at_all() {
+        let options = |driver, path: &str| {
+            workspace_entry(driver, Path::new("/c"), &[Path::new("/p/a"), Path::new(path)]).map(|entry| entry.options)
+        };
+        let overlay = options(UnionDriver::Overlay, r"/p/a:b\c").unwrap();
+        assert_eq!(overlay[0], r"lowerdir=/p/a:/p/a\:b\\c");
+        assert_eq!(overlay.len(), 4);
+        assert_eq!(options(UnionDriver::Overlay, "/p/a,upperdir=b"), None);
+        assert_eq!(options(UnionDriver::Aufs, "/p/a:b"), None);
+        assert!(options(UnionDriver::Aufs, "/p/b").is_some());
+    }
+
+    #[test]
+    fn only_what_the_kernel_does_not_have_counts_as_absent() {
+        let failed = |errno| Err(io::Error::from_raw_os_error(errno)).step(|| "mask".to_owned());
+        assert_eq!(unless_absent(failed(libc::ENOENT)), Ok(()));
+        assert!(unless_absent(failed(libc::EACCES)).is_err());
+        assert!(unless_absent(Err(StepError::said("mask", "ENOENT"))).is_err());
     }
 
     #[test]

@@ -80,7 +80,7 @@ fn build(plan: &Plan<'_>, line: &UnixStream, monitor: &mut Monitor) -> Result<Bu
     let group = plan
         .layout
         .make(&plan.container, &plan.config.cgroup)
-        .map_err(|error| StepError { step: "make cgroups".to_owned(), cause: error.to_string() })?;
+        .map_err(|error| StepError::said("make cgroups", error))?;
     monitor.say(format!("limits: cpu {}, memory {} MiB", plan.spec.resource.cpu, plan.spec.resource.mem));
     // 4. The folders.
     rustix::process::chdir(&plan.folder).step(|| format!("enter {}", plan.folder.display()))?;
@@ -126,8 +126,7 @@ fn open_log(folder: &Path, name: &str) -> Result<File, StepError> {
 
 /// Brings the packages into the workspace: folders as layers without a copy, files as copies.
 fn stage_packages(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<Vec<Package>, StepError> {
-    let failed =
-        |error: packages::PackageError| StepError { step: "stage packages".to_owned(), cause: error.to_string() };
+    let failed = |error: packages::PackageError| StepError::said("stage packages", error);
     let packages = packages::resolve(&plan.package_roots, plan.spec).map_err(failed)?;
     if packages.is_empty() {
         return Ok(packages);
@@ -156,8 +155,15 @@ fn write_config(plan: &Plan<'_>, packages: &[Package]) -> Result<(), StepError> 
     let mut config = plan.config.clone();
     let folders = packages.iter().filter(|package| package.kind == PackageKind::Directory);
     let folders: Vec<&Path> = folders.map(|package| package.path.as_path()).collect();
-    config.mounts.extend(rootfs::workspace_entry(config.rootfs.driver, &plan.folder, &folders));
-    let text = config.to_lxc().map_err(io::Error::other).step(|| "spell the container's config".to_owned())?;
+    let workspace = rootfs::workspace_entry(config.rootfs.driver, &plan.folder, &folders);
+    let cannot_be_spelled = workspace.is_none() && !folders.is_empty();
+    config.mounts.extend(workspace);
+    let mut text = config.to_lxc().map_err(io::Error::other).step(|| "spell the container's config".to_owned())?;
+    if cannot_be_spelled {
+        text.push_str(
+            "# The packages united in /workspace are left out: a mount option cannot spell a path of theirs.\n",
+        );
+    }
     std::fs::write("config", text).step(|| "write the container's config".to_owned())
 }
 
@@ -212,7 +218,7 @@ fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Pid, StepError> {
     failure.read_to_string(&mut said).step(|| "hear of the command".to_owned())?;
     match said.split_once('\n') {
         None => Ok(Pid::from_raw(child.pid)),
-        Some((step, cause)) => Err(StepError { step: step.to_owned(), cause: cause.to_owned() }),
+        Some((step, cause)) => Err(StepError::said(step, cause)),
     }
 }
 

@@ -12,7 +12,7 @@ use nix::unistd::setsid;
 use rustix::fs::Mode;
 
 use super::plan::Plan;
-use super::step::{Step, StepError, errno_name};
+use super::step::{Step, StepError};
 use crate::cgroup::Group;
 use crate::{namespaces, oom, security, sys};
 
@@ -42,7 +42,6 @@ fn become_the_command(
     streams: Option<&Streams>,
     failure: &PipeWriter,
 ) -> Result<std::convert::Infallible, StepError> {
-    let (arguments, environment) = (plan.arguments()?, plan.environment()?);
     let kept = security::capabilities_named(&plan.config.cap_keep);
     // 1. Into the v1 cgroups; clone3 has put us into the v2 one. From here on every byte and process is counted.
     for mut tasks in &group.tasks_files {
@@ -75,7 +74,6 @@ fn become_the_command(
     rustix::thread::set_no_new_privs(true).step(|| "set no_new_privs".to_owned())?;
     plan.filter.apply().step(|| "filter system calls".to_owned())?;
     // 8. Go.
-    let error = sys::execve(c"/bin/sh", &arguments, &environment);
-    let cause = error.raw_os_error().map_or_else(|| error.to_string(), errno_name);
-    Err(StepError { step: "execute /bin/sh of the image".to_owned(), cause })
+    let error = sys::execve(c"/bin/sh", &plan.arguments, &plan.environment);
+    Err(error).step(|| "execute /bin/sh of the image".to_owned())
 }

@@ -1,7 +1,8 @@
 //! The plan: everything that can be made before the clone, where an error is still easy to report.
 //!
-//! Container folder, end record, open layers, the container's config and its text, the environment. Init walks it;
-//! nothing in it is changed after the clone.
+//! Container folder, end record, the container's config, the command's arguments and environment. Init walks it; nothing
+//! in it is changed after the clone. What only init can make stays init's: the layers are opened in its own mount
+//! namespace, and the config's text names the packages that it finds.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -36,6 +37,10 @@ pub struct Plan<'a> {
     pub image_dir: PathBuf,
     /// What runs.
     pub spec: &'a JobSpec,
+    /// `/bin/sh -c <command line>`, as execve(2) wants it.
+    pub arguments: Vec<CString>,
+    /// The command's environment, as execve(2) wants it.
+    pub environment: Vec<CString>,
     /// Folders packages may come from.
     pub package_roots: Vec<PathBuf>,
     /// What the root is filled with.
@@ -70,6 +75,8 @@ impl<'a> Plan<'a> {
             cgroups: layout.views(request.container),
             shm_bytes: request.spec.resource.mem * 1024 * 1024,
         };
+        let arguments = c_strings(["sh", "-c", &request.spec.command_line].into_iter().map(str::to_owned))?;
+        let environment = environment(&config)?;
         std::fs::create_dir(&folder).step(|| format!("make folder {}", folder.display()))?;
         let record = RecordFile::make(&folder).step(|| "reserve the end record".to_owned()).inspect_err(|_| {
             // Best effort: what stays is swept at the next start.
@@ -81,6 +88,8 @@ impl<'a> Plan<'a> {
             config,
             image_dir: settings.image_dir(),
             spec: request.spec,
+            arguments,
+            environment,
             package_roots: settings.package_roots.clone(),
             fittings,
             record,
@@ -117,26 +126,21 @@ impl<'a> Plan<'a> {
     pub fn open_image(&self) -> Result<Image, StepError> {
         open_image(&self.image_dir, self.spec)
     }
+}
 
-    /// `/bin/sh -c <command line>`, as execve(2) wants it.
-    pub fn arguments(&self) -> Result<Vec<CString>, StepError> {
-        c_strings(["sh", "-c", &self.spec.command_line].into_iter().map(str::to_owned))
+/// A later setting of a name wins over an earlier one.
+fn environment(config: &ContainerConfig) -> Result<Vec<CString>, StepError> {
+    let mut settings: Vec<(&str, &str)> = Vec::new();
+    for (name, value) in &config.environment {
+        settings.retain(|(earlier, _)| earlier != name);
+        settings.push((name, value));
     }
-
-    /// The command's environment, as execve(2) wants it. A later setting of a name wins over an earlier one.
-    pub fn environment(&self) -> Result<Vec<CString>, StepError> {
-        let mut settings: Vec<(&str, &str)> = Vec::new();
-        for (name, value) in &self.config.environment {
-            settings.retain(|(earlier, _)| earlier != name);
-            settings.push((name, value));
-        }
-        c_strings(settings.into_iter().map(|(name, value)| format!("{name}={value}")))
-    }
+    c_strings(settings.into_iter().map(|(name, value)| format!("{name}={value}")))
 }
 
 fn open_image(image_dir: &Path, spec: &JobSpec) -> Result<Image, StepError> {
     images::resolve(image_dir, &spec.image_id)
-        .map_err(|error| StepError { step: format!("open image {}", spec.image_id), cause: error.to_string() })
+        .map_err(|error| StepError::said(format!("open image {}", spec.image_id), error))
 }
 
 fn c_strings(strings: impl Iterator<Item = String>) -> Result<Vec<CString>, StepError> {

@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn the_longest_record_is_one_write_of_under_512_bytes() {
-        let failed = StepError { step: "é".repeat(4096), cause: "x".repeat(4096) };
+        let failed = StepError::said("é".repeat(4096), "x".repeat(4096));
         let line = serde_json::to_vec(&record(failed.into())).unwrap();
         assert!(line.len() < MAX_BYTES, "{} bytes", line.len());
     }

@@ -1,5 +1,6 @@
 //! A step of a launch that failed: what was being done, and what the kernel said.
 
+use std::fmt::Display;
 use std::io;
 
 use nix::errno::Errno;
@@ -12,6 +13,15 @@ pub struct StepError {
     pub step: String,
     /// `EINVAL`.
     pub cause: String,
+    /// 22, where it was the kernel that said so, and said so to this process.
+    pub errno: Option<i32>,
+}
+
+impl StepError {
+    /// A step that failed for a reason in words.
+    pub fn said(step: impl Into<String>, cause: impl Display) -> StepError {
+        StepError { step: step.into(), cause: cause.to_string(), errno: None }
+    }
 }
 
 /// Names the step an error happened in.
@@ -24,14 +34,15 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     fn step(self, name: impl FnOnce() -> String) -> Result<T, StepError> {
         self.map_err(|error| {
             let error = error.into();
-            let cause = error.raw_os_error().map_or_else(|| error.to_string(), errno_name);
-            StepError { step: name(), cause }
+            let errno = error.raw_os_error();
+            let cause = errno.map_or_else(|| error.to_string(), errno_name);
+            StepError { step: name(), cause, errno }
         })
     }
 }
 
 /// `EINVAL` for 22.
-pub fn errno_name(errno: i32) -> String {
+fn errno_name(errno: i32) -> String {
     match Errno::from_raw(errno) {
         Errno::UnknownErrno => format!("errno {errno}"),
         known => format!("{known:?}"),
