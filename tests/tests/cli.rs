@@ -155,6 +155,20 @@ fn run_refuses_what_is_wrong_by_name() {
 }
 
 #[test]
+fn run_says_why_a_container_could_not_be_made_and_leaves_nothing_of_it() {
+    Bench::with(|bench| {
+        // Often, since the container may fail before or after it is told to go.
+        for _ in 0..40 {
+            let output = bench.run(&["--package", "/etc"], "true");
+            assert!(!output.status.success() && stderr(&output).contains("/etc"), "{output:?}");
+        }
+        let left: Vec<_> =
+            fs::read_dir(bench.state_dir.join("cont")).map_or(Vec::new(), |left| left.flatten().collect());
+        assert!(left.is_empty(), "{left:?}");
+    });
+}
+
+#[test]
 fn doctor_finds_this_machine_able() {
     if !is_root() {
         return;
