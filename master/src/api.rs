@@ -8,8 +8,10 @@
 mod answer;
 mod asked;
 mod forms;
+mod refused;
 mod streams;
 mod text;
+mod wants;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,9 +25,11 @@ use wire::http::{Method, Response};
 use wire::node::{Refusal, RefusalCode};
 use wire::{BadInput, JobId, JobSpec, State};
 
-use answer::{Answer, Refused};
-use asked::{Asked, BodyKind, Wants};
+use answer::Answer;
+use asked::{Asked, BodyKind};
+use refused::Refused;
 pub use streams::{LANES_HELD, Streams};
+use wants::Wants;
 
 use crate::job::{Job, Node};
 use crate::jobs::{Message, RefusedJob};

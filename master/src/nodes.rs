@@ -215,7 +215,7 @@ impl Member {
     }
 
     /// It turned a job away.
-    pub fn is_full(&mut self) {
+    pub fn turned_us_away(&mut self) {
         self.full = true;
     }
 
@@ -332,7 +332,7 @@ mod tests {
         node.failed("reset", TIME_OUT, now);
         assert!(node.room().is_none());
         node.answered(resource(0, 4, 1000), now);
-        node.is_full();
+        node.turned_us_away();
         assert!(node.room().is_none());
         node.answered(resource(0, 4, 1000), now);
         assert!(node.room().is_some());

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use wire::node::{Refusal, RefusalCode};
 
-use super::answer::{Answer, Refused, send};
-use super::asked::Wants;
+use super::answer::{Answer, send};
+use super::refused::Refused;
+use super::wants::Wants;
 
 /// Long answers sent at once.
 pub(super) const STREAMS: usize = 4;

@@ -42,7 +42,7 @@ impl Owner {
     pub(super) fn take_back(&mut self, from: Option<NodeId>, id: JobId, need: Need) {
         if let Some((node, member)) = from.and_then(|node| Some((node, self.members.get_mut(&node)?))) {
             member.release(id);
-            member.is_full();
+            member.turned_us_away();
             self.order_ask(node, AFTER_NO_ROOM);
         }
         self.scheduler.wait(id, need);
