@@ -288,6 +288,11 @@ impl Owner {
         Ok(())
     }
 
+    /// This master's name, the same for as long as its database is.
+    pub fn instance(&self) -> &InstanceId {
+        &self.instance
+    }
+
     /// When it has something to do though nobody says anything.
     fn next_deadline(&self) -> Option<Instant> {
         self.doubted.iter().map(|doubted| doubted.until).min()

@@ -119,7 +119,7 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     let (to_owner, messages) = channel();
     let heard = to_owner.clone();
     let tell = move |said| drop(heard.send(Message::Heard(Box::new(said))));
-    let (poller, orders) = Poller::new(addrs, token.as_ref(), config.node_timeout, tell)?;
+    let (poller, orders) = Poller::new(addrs, owner.instance().clone(), token.as_ref(), config.node_timeout, tell)?;
     start_poller(poller, ended.clone())?;
     start_owner(owner, messages, orders, ended.clone())?;
 

@@ -17,7 +17,7 @@ use wire::access::Token as Secret;
 use wire::http::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId, Limits};
 use wire::node::{Answer, Created, Events, NodeResource, Refusal};
 use wire::task::TaskRequest;
-use wire::{Attempt, EventNumber, JobId, NodeId, TaskId};
+use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, TaskId};
 
 /// The most bytes and tasks of one create: far below what a node takes, so that the first tasks start while later ones
 /// are still being sent.
@@ -148,6 +148,8 @@ pub struct Poller<F> {
     orders: Receiver<Order>,
     client: Client,
     addrs: BTreeMap<NodeId, SocketAddr>,
+    /// Who we are: what a poll acknowledges, it acknowledges for this master only.
+    master: InstanceId,
     bearer: Option<String>,
     /// How long a node may take to answer, its wait included.
     time_out: Duration,
@@ -159,9 +161,10 @@ pub struct Poller<F> {
 }
 
 impl<F: FnMut(Heard)> Poller<F> {
-    /// A poller for these nodes; `tell` is called for everything heard.
+    /// A poller for these nodes, in the name of this master; `tell` is called for everything heard.
     pub fn new(
         addrs: BTreeMap<NodeId, SocketAddr>,
+        master: InstanceId,
         token: Option<&Secret>,
         time_out: Duration,
         tell: F,
@@ -177,6 +180,7 @@ impl<F: FnMut(Heard)> Poller<F> {
             orders,
             client,
             addrs,
+            master,
             bearer: token.map(Secret::bearer),
             time_out,
             later: BTreeMap::new(),
@@ -237,7 +241,8 @@ impl<F: FnMut(Heard)> Poller<F> {
     fn begin(&mut self, order: Order, now: Instant) {
         match order {
             Order::Poll { node, after, wait, .. } => {
-                let path = format!("/task/events?after={after}&wait_ms={}", wait.as_millis());
+                let (wait_ms, master) = (wait.as_millis(), &self.master.0);
+                let path = format!("/task/events?after={after}&wait_ms={wait_ms}&master={master}");
                 self.ask(node, Asked::Events { after }, ClientRequest::get(path), wait, now);
             }
             Order::Ask { node, .. } => {
@@ -360,7 +365,7 @@ mod tests {
 
     use super::*;
     use crate::scheduler::tests::resource;
-    use wire::{InstanceId, JobSpec};
+    use wire::JobSpec;
 
     fn request(job: u64, command_line: String) -> TaskRequest {
         let spec = JobSpec { command_line, ..crate::job::tests::spec() };
@@ -427,7 +432,7 @@ mod tests {
         let (sender, heard) = channel();
         let tell = move |heard| sender.send(heard).unwrap();
         let addrs = BTreeMap::from([(NodeId(0), addr)]);
-        let (poller, orders) = Poller::new(addrs, None, Duration::from_secs(5), tell).unwrap();
+        let (poller, orders) = Poller::new(addrs, InstanceId("m".into()), None, Duration::from_secs(5), tell).unwrap();
         std::thread::spawn(move || poller.run());
 
         let delay = Duration::from_millis(1);
@@ -442,7 +447,7 @@ mod tests {
         let wait = Duration::from_secs(25);
         orders.send(vec![Order::Poll { node: NodeId(0), after: EventNumber(7), wait, delay: Duration::ZERO }]);
         let asked = serve_one(&listener, "{}");
-        assert!(asked.starts_with("GET /task/events?after=7&wait_ms=25000 HTTP/1.1\r\n"), "{asked}");
+        assert!(asked.starts_with("GET /task/events?after=7&wait_ms=25000&master=m HTTP/1.1\r\n"), "{asked}");
         let said = heard.recv().unwrap().said;
         assert!(
             matches!(&said, Said::Events { answer: Err(why), .. } if why.contains("not what a node says")),
@@ -463,7 +468,7 @@ mod tests {
         let tell = move |heard| sender.send(heard).unwrap();
         let addrs = BTreeMap::from([(NodeId(0), listener.local_addr().unwrap())]);
         let time_out = Duration::from_secs(2);
-        let (poller, orders) = Poller::new(addrs, None, time_out, tell).unwrap();
+        let (poller, orders) = Poller::new(addrs, InstanceId("m".into()), None, time_out, tell).unwrap();
         std::thread::spawn(move || poller.run());
         let begun = Instant::now();
         let wait = Duration::from_secs(1);
