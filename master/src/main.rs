@@ -39,8 +39,8 @@ use store::{Reader, Store, StoreError};
 
 /// Requests answered at once.
 const WORKERS: usize = 8;
-// Whatever workers and slow readers hold, some connections are left for whoever comes next.
-const _: () = assert!(LANES >= WORKERS + LANES_HELD + WORKERS);
+// Slow readers leave every worker a connection to get work by, and one is left to wait on.
+const _: () = assert!(LANES > WORKERS + LANES_HELD);
 /// Every thread's stack: what SQLite and a page need, several times over.
 const STACK: usize = 1 << 20;
 

@@ -17,7 +17,7 @@ use super::wants::Wants;
 /// Long answers sent at once.
 pub(super) const STREAMS: usize = 4;
 /// Long answers that may wait for one of these to end.
-const WAITING: usize = 4;
+const WAITING: usize = 2;
 /// The most connections of the gate that long answers hold.
 pub const LANES_HELD: usize = STREAMS + WAITING;
 

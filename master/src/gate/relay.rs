@@ -17,8 +17,9 @@ use wire::node::{Refusal, RefusalCode};
 use super::lane::{Lane, News, Passage};
 use super::translate::{request_bytes, stream_head};
 
-/// Connections to tiny_http. Each costs it a thread; more requests than that wait in the queue.
-pub const LANES: usize = 24;
+/// Connections to tiny_http. Each costs it a thread, and the process three file descriptors; more requests than that wait
+/// in the queue.
+pub const LANES: usize = 16;
 /// Requests that may wait for a lane.
 const QUEUE: usize = 1024;
 /// How long a request may wait for a lane.
