@@ -54,6 +54,14 @@ pub enum GateError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// So few files may be open that tiny_http would be refused one.
+    #[error("cannot serve with {open_files} open files; hint: ulimit -n {needed}, or more")]
+    TooFewFiles {
+        /// How many there may be.
+        open_files: usize,
+        /// How many there must be.
+        needed: usize,
+    },
     /// No poll, no thread.
     #[error("cannot start the gate: {0}")]
     Start(#[from] io::Error),
@@ -73,7 +81,7 @@ pub struct Gate {
 pub fn start(listen: SocketAddr, upstream: PathBuf, limits: Limits) -> Result<Gate, GateError> {
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), WAKE)?;
-    let limits = within_file_limit(limits);
+    let limits = within_file_limit(limits)?;
     let server = Server::bind(listen, limits, poll.registry().try_clone()?, SERVER_TOKENS)
         .map_err(|cause| GateError::Listen { addr: listen, cause })?;
     let addr = server.local_addr()?;
@@ -102,15 +110,26 @@ impl Gate {
     }
 }
 
-/// Clients may use half of the file descriptors this process may open: the database, the nodes and
-/// tiny_http need theirs, and tiny_http does not survive a refusal.
-fn within_file_limit(limits: Limits) -> Limits {
-    let Some(open_files) = soft_file_limit(Path::new("/proc/self/limits")) else { return limits };
-    let connections = limits.connections.min(open_files / 2);
+/// What the rest of the master may have open: the database for the owner and each worker, nodes, logs, polls.
+const OWN_FILES: usize = 40;
+/// A connection to tiny_http: our end, its end, and the copy it makes.
+const FILES_A_LANE: usize = 3;
+/// Fewer clients than this at once are not worth a start.
+const LEAST_CLIENTS: usize = 8;
+
+/// Clients get the file descriptors that nobody else will ever need: tiny_http does not survive a refusal, so it
+/// must not come to one.
+fn within_file_limit(limits: Limits) -> Result<Limits, GateError> {
+    let Some(open_files) = soft_file_limit(Path::new("/proc/self/limits")) else { return Ok(limits) };
+    let others = OWN_FILES + FILES_A_LANE * LANES;
+    let connections = limits.connections.min(open_files.saturating_sub(others));
+    if connections < LEAST_CLIENTS {
+        return Err(GateError::TooFewFiles { open_files, needed: others + LEAST_CLIENTS });
+    }
     if connections < limits.connections {
         log::info!("taking {connections} connections at once: {open_files} files may be open (ulimit -n)");
     }
-    Limits { connections, ..limits }
+    Ok(Limits { connections, ..limits })
 }
 
 /// The soft limit on open files (proc_pid_limits(5)); `None` where there is none.

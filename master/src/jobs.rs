@@ -56,7 +56,7 @@ use crate::scheduler::{Need, Scheduler};
 use crate::store::{Changes, Kept, KeptNode, KeptRef, Store, StoreError};
 
 /// The shortest and the longest time a node keeps a poll while it has nothing to tell.
-const LONG_POLL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(25);
+const LONG_POLL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(55);
 /// The most messages one transaction covers.
 const MAX_TURN: usize = 4096;
 /// How long a node that turned a job away is left alone before it is asked what is free.
@@ -190,10 +190,12 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// How long a node keeps a poll while it has nothing to tell: half of the time-out, so that the answer can be late
-    /// by the other half before the node counts as silent.
-    fn long_poll(&self) -> Duration {
-        (self.time_out / 2).clamp(*LONG_POLL.start(), *LONG_POLL.end())
+    /// How long a node keeps a poll while it has nothing to tell. One that has jobs of ours: half of the time-out, so
+    /// that the answer can be late by the other half before the node counts as silent. One without has nothing to
+    /// lose, and is left asleep; should it be silent, the next create will tell.
+    fn long_poll(&self, has_jobs: bool) -> Duration {
+        let longest = *LONG_POLL.end();
+        if has_jobs { (self.time_out / 2).clamp(*LONG_POLL.start(), longest) } else { longest }
     }
 }
 

@@ -55,7 +55,11 @@ impl Owner {
         }
         let after = member.followed().map_or(EventNumber(0), |(_, after)| after);
         // From a node in trouble a sign of life is wanted at once, whether or not anything happened there.
-        let wait = if member.trouble().is_none() { self.nodes.long_poll() } else { Duration::ZERO };
+        let wait = if member.trouble().is_none() {
+            self.nodes.long_poll(member.jobs().next().is_some())
+        } else {
+            Duration::ZERO
+        };
         self.turn.orders.push(Order::Poll { node, after, wait, delay });
     }
 

@@ -396,14 +396,18 @@ fn calls_that_go_unanswered_for_the_time_out_are_enough_to_call_a_node_lost() {
 }
 
 #[test]
-fn an_idle_node_is_polled_often_enough_to_miss_it_within_the_time_out_and_not_more() {
-    for (time_out, wait) in [(10_000, 5_000), (1_500, 1_000), (100, 1_000), (120_000, 25_000)] {
+fn a_node_with_jobs_is_polled_often_enough_to_miss_it_within_the_time_out_and_one_without_is_left_asleep() {
+    for (time_out, wait) in [(10_000, 5_000), (1_500, 1_000), (100, 1_000), (300_000, 55_000)] {
         let mut master = Master::new(1);
         master.nodes.time_out = Duration::from_millis(time_out);
         master.start();
-        let orders = master.tells(node(), 0, 3, vec![]);
-        let wait = Duration::from_millis(wait);
-        assert_eq!(orders, [Order::Poll { node: NodeId(0), after: EventNumber(3), wait, delay: Duration::ZERO }]);
+        let poll = |after, ms| {
+            let (after, wait) = (EventNumber(after), Duration::from_millis(ms));
+            Order::Poll { node: NodeId(0), after, wait, delay: Duration::ZERO }
+        };
+        assert_eq!(master.tells(node(), 0, 3, vec![]), [poll(3, 55_000)]);
+        master.submit(vec![spec(64)]).0.unwrap();
+        assert_eq!(master.tells(node(), 3, 4, vec![]), [poll(4, wait)]);
     }
 }
 
