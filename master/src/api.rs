@@ -23,7 +23,7 @@ use serde::Serialize;
 use wire::access::{Access, forget_cookie};
 use wire::http::{Method, Response};
 use wire::node::{Refusal, RefusalCode};
-use wire::{BadInput, JobId, JobSpec, State};
+use wire::{BadInput, JobId, JobSpec, Log, State};
 
 use answer::Answer;
 use asked::{Asked, BodyKind};
@@ -35,8 +35,8 @@ use crate::job::{Job, Node};
 use crate::jobs::{Message, RefusedJob};
 use crate::output::{LogError, LogOf, Logs, Piece};
 use crate::pages::view::{
-    BatchForm, ConfirmKill, CreateFields, CreateForm, Details, Home, JobQuery, JobTable, LocalPath, Log, LogTail,
-    Login, NodeTable,
+    BatchForm, ConfirmKill, CreateFields, CreateForm, Details, Home, JobQuery, JobTable, LocalPath, LogTail, Login,
+    NodeTable,
 };
 use crate::pages::{self};
 use crate::store::{self, JobPage, Kept, MAX_PAGE, Reader};
@@ -121,6 +121,8 @@ impl Api {
             (Post, ["job", "create_json"]) => self.create_json(asked),
             (Post, ["job", "kill"]) => self.kill_named_in_body(asked),
             (Post, ["job", "kill", id]) => self.kill(asked, id.parse()?),
+            // A HEAD asks what a GET would say, which is no reason to do it.
+            (Get, ["job", "kill", _]) if asked.head_only => Err(Refused::method("GET, POST")),
             (Get, ["job", "kill", id]) => self.kill_or_ask(asked, id.parse()?),
             (Get, ["job", "details", id]) => self.details(asked, id.parse()?),
             (Get, ["job", "output", id, log]) => self.output(asked, id.parse()?, log),

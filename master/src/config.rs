@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -191,9 +192,7 @@ impl Said {
                 Some(nodes) => nodes.into_iter().map(checked_node).collect::<Result<_, _>>()?,
                 None => BTreeMap::from([(NodeId(0), "127.0.0.1:5000".to_owned())]),
             },
-            node_timeout: read_duration(timeout).ok_or_else(|| {
-                wrong("--node-timeout", format!("{timeout:?} is not a time such as 10s, 1500ms or 2m"))
-            })?,
+            node_timeout: node_timeout(timeout)?,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/berth-master".into()),
             share: self.share,
             token_file: self.token_file,
@@ -212,13 +211,12 @@ fn checked_node((id, addr): (String, String)) -> Result<(NodeId, String), Config
     }
 }
 
-/// `10s`, `1500ms`, `2m`; more than nothing, at most a day.
-fn read_duration(text: &str) -> Option<Duration> {
-    let units = [("ms", 1), ("s", 1000), ("m", 60_000)];
-    let (digits, unit) = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
-    let number: u64 = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
-    let time = Duration::from_millis(number.checked_mul(*unit)?);
-    (Duration::ZERO < time && time <= Duration::from_secs(24 * 3600)).then_some(time)
+/// At most a day; and not so short that seconds written without their unit pass.
+fn node_timeout(text: &str) -> Result<Duration, ConfigError> {
+    const SENSIBLE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
+    let time = wire::duration::parse(text).map_err(|message| wrong("--node-timeout", message))?;
+    let refusal = || wrong("--node-timeout", format!("{text:?} is not from 100ms to 24h"));
+    SENSIBLE.contains(&time).then_some(time).ok_or_else(refusal)
 }
 
 impl Config {

@@ -18,9 +18,7 @@ use std::time::{Duration, Instant};
 use wire::access::Token;
 use wire::http::{BodyDecoder, Limits, ResponseHead, read_response_head};
 use wire::node::Answer;
-use wire::{NodeId, TaskId};
-
-use crate::pages::view::Log;
+use wire::{Log, NodeId, TaskId};
 
 /// Threads that read.
 const READERS: usize = 4;
@@ -247,12 +245,7 @@ impl Places {
 }
 
 fn path_of(share: &Path, log: LogOf) -> PathBuf {
-    let file = match log.log {
-        Log::Monitor => "monitor_out",
-        Log::Stdout => "task_stdout",
-        Log::Stderr => "task_stderr",
-    };
-    share.join("nodes").join(log.node.to_string()).join(format!("task{}", log.task)).join(file)
+    wire::logs::folder(share, log.node, log.task).join(log.log.file_name())
 }
 
 fn read_file(path: &Path, part: Part) -> io::Result<Piece> {

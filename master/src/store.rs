@@ -20,6 +20,8 @@ const FILE: &str = "master.db";
 const SCHEMA_VERSION: i64 = 1;
 /// The most jobs one page may list.
 pub const MAX_PAGE: u32 = 1000;
+/// A page ends early when the commands on it are longer than this together.
+const MAX_PAGE_BYTES: usize = 2 << 20;
 
 /// `AUTOINCREMENT`, so that a number is never given twice. The counts are kept by triggers, so that a page
 /// can show them without counting.
@@ -346,14 +348,23 @@ impl Reader {
     pub fn page(&self, query: &JobQuery) -> Result<JobPage, StoreError> {
         let limit = query.limit.clamp(1, MAX_PAGE);
         let (sql, values) = page_sql(query, limit + 1);
-        let rows: rusqlite::Result<Vec<Kept>> = self
-            .db
-            .prepare_cached(&sql)
-            .and_then(|mut select| select.query_map(params_from_iter(values), to_kept)?.collect());
-        let mut jobs: Vec<Job> = doing("read a page of jobs", rows)?.into_iter().map(|kept| kept.job).collect();
-        let more = jobs.len() > limit as usize;
-        jobs.truncate(limit as usize);
-        Ok(JobPage { next: jobs.last().filter(|_| more).map(|job| job.id), jobs })
+        let read = || -> rusqlite::Result<JobPage> {
+            let mut select = self.db.prepare_cached(&sql)?;
+            let mut page = JobPage::default();
+            let mut bytes = 0;
+            for kept in select.query_map(params_from_iter(values), to_kept)? {
+                let job = kept?.job;
+                let full = page.jobs.len() == limit as usize || (bytes > MAX_PAGE_BYTES && !page.jobs.is_empty());
+                if full {
+                    page.next = page.jobs.last().map(|job: &Job| job.id);
+                    break;
+                }
+                bytes += job.spec.command_line.len() + job.spec.package_path.len();
+                page.jobs.push(job);
+            }
+            Ok(page)
+        };
+        doing("read a page of jobs", read())
     }
 
     /// How many jobs are in each state.

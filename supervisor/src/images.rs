@@ -67,6 +67,14 @@ pub enum ImageError {
         /// One that needs it.
         by: ImageId,
     },
+    /// A task runs in it.
+    #[error("cannot remove image {id}: container {container} runs in it; hint: wait for its task, or kill it")]
+    Running {
+        /// The image.
+        id: ImageId,
+        /// One that needs it.
+        container: String,
+    },
     /// A file or folder of it could not be opened, or it is not what it should be.
     #[error("cannot open {path}: {cause}")]
     Open {

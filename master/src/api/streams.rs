@@ -5,6 +5,7 @@
 //! never by a worker: slow readers cost one another time, and nobody else. Knows no routes.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,41 +31,55 @@ struct Delivery {
 /// Where long answers are handed in.
 pub struct Streams {
     queue: SyncSender<Delivery>,
+    /// Answers taken and not yet sent. What is in the queue says too little: a thread that is free may not have come
+    /// to it yet.
+    held: Arc<AtomicUsize>,
 }
 
 impl Streams {
     /// Starts the threads.
     pub fn start() -> io::Result<Streams> {
-        let (queue, deliveries) = sync_channel(WAITING);
+        let (queue, deliveries) = sync_channel(LANES_HELD);
+        let held = Arc::new(AtomicUsize::new(0));
         let deliveries = Arc::new(Mutex::new(deliveries));
         for number in 0..STREAMS {
-            let deliveries = Arc::clone(&deliveries);
+            let (deliveries, held) = (Arc::clone(&deliveries), Arc::clone(&held));
             let thread = std::thread::Builder::new().name(format!("stream-{number}")).stack_size(256 << 10);
-            thread.spawn(move || serve(&deliveries))?;
+            thread.spawn(move || serve(&deliveries, &held))?;
         }
-        Ok(Streams { queue })
+        Ok(Streams { queue, held })
     }
 
     /// Has it sent as soon as there is somebody free to do so. If too many wait already, it is refused right now.
     pub(super) fn send(&self, request: tiny_http::Request, wants: Wants, answer: Answer) -> io::Result<()> {
+        if self.held.fetch_add(1, Ordering::AcqRel) >= LANES_HELD {
+            self.held.fetch_sub(1, Ordering::AcqRel);
+            return refuse(request, wants);
+        }
         match self.queue.try_send(Delivery { request, answer }) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(refused) | TrySendError::Disconnected(refused)) => {
-                let message = "too many long answers are being read; ask again in a second";
-                let busy = Refused::from(Refusal::new(RefusalCode::Busy, message));
-                send(refused.request, false, busy.answer(wants).into())
+                self.held.fetch_sub(1, Ordering::AcqRel);
+                refuse(refused.request, wants)
             }
         }
     }
 }
 
+fn refuse(request: tiny_http::Request, wants: Wants) -> io::Result<()> {
+    let message = "too many long answers are being read; ask again in a second";
+    let busy = Refused::from(Refusal::new(RefusalCode::Busy, message));
+    send(request, false, busy.answer(wants).into())
+}
+
 /// A thread's whole life.
-fn serve(deliveries: &Mutex<Receiver<Delivery>>) {
+fn serve(deliveries: &Mutex<Receiver<Delivery>>, held: &AtomicUsize) {
     loop {
         let next = deliveries.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Delivery { request, answer }) = next else { return };
         if let Err(error) = send(request, false, answer) {
             log::debug!("a long answer could not be sent: {error}");
         }
+        held.fetch_sub(1, Ordering::AcqRel);
     }
 }

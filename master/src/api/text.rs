@@ -5,11 +5,11 @@
 
 use std::fmt::Write as _;
 
+use wire::Log;
 use wire::node::Refusal;
 
 use crate::job::{Job, Node, NodeState};
 use crate::output::{LogError, Piece};
-use crate::pages::view::Log;
 
 /// The longest cell of a table, in characters; what is longer is cut, with a sign.
 const MAX_CELL: usize = 40;

@@ -2,11 +2,11 @@
 
 use jiff::Timestamp;
 use maud::{Markup, html};
-use wire::{ContainerId, State};
+use wire::{ContainerId, Log, State};
 
 use super::job_table::{kill_button, ran_millis};
 use super::layout::{Here, Page, known, pill};
-use super::view::{ConfirmKill, Details, Log, LogTail};
+use super::view::{ConfirmKill, Details, LogTail};
 use super::{amounts, links, text, times};
 use crate::job::Job;
 

@@ -1,8 +1,8 @@
 //! Where things are. Links are built of typed ids and percent-encoded values, never of text as its users wrote it.
 
-use wire::{JobId, NodeId, State};
+use wire::{JobId, Log, NodeId, State};
 
-use super::view::{JobQuery, Log};
+use super::view::JobQuery;
 
 /// The form of one job, on the home page.
 pub const SUBMIT: &str = "/#submit";

@@ -168,31 +168,6 @@ pub enum LogTail {
     },
 }
 
-/// A job's logs, spelled as in `/job/output/<id>/<log>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Log {
-    /// `monitor_out`
-    Monitor,
-    /// `task_stdout`
-    Stdout,
-    /// `task_stderr`
-    Stderr,
-}
-
-impl Log {
-    /// Every log, in the order of the page.
-    pub const ALL: [Log; 3] = [Log::Stdout, Log::Stderr, Log::Monitor];
-
-    /// The last part of its path.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Log::Monitor => "monitor",
-            Log::Stdout => "stdout",
-            Log::Stderr => "stderr",
-        }
-    }
-}
-
 /// `GET /job/kill/<id>` from a browser: asks before it kills.
 #[derive(Debug, Clone)]
 pub struct ConfirmKill {

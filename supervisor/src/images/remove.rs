@@ -6,14 +6,18 @@ use wire::ImageId;
 
 use super::layers::{self, LayerName};
 use super::{ImageError, ImgDir, exists, list};
+use crate::launch::record;
 
-/// Removes image `id` unless another is built on it. Whether a task uses it is the caller's to know.
-pub fn remove(img_dir: &Path, id: &ImageId) -> Result<(), ImageError> {
+/// Removes image `id` unless another is built on it, or a container below `containers` runs in it.
+pub fn remove(img_dir: &Path, containers: &Path, id: &ImageId) -> Result<(), ImageError> {
     if !exists(img_dir, id) {
         return Err(ImageError::Unknown(id.clone()));
     }
     if let Some(by) = built_on(img_dir, id)? {
         return Err(ImageError::InUse { id: id.clone(), by });
+    }
+    if let Some(container) = running_in(containers, &img_dir.join(id.as_str())) {
+        return Err(ImageError::Running { id: id.clone(), container });
     }
     sweep_leftovers(img_dir);
     let (name, doomed) = (img_dir.join(id.as_str()), img_dir.join(format!(".removing-{id}-{}", std::process::id())));
@@ -30,6 +34,21 @@ fn built_on(img_dir: &Path, id: &ImageId) -> Result<Option<ImageId>, ImageError>
         names.iter().any(|name| matches!(name, LayerName::Image(named) if named == id))
     };
     Ok(list(img_dir)?.into_iter().find(|other| other != id && names_it(other)))
+}
+
+/// A living container whose config names the image's folder as a layer, or something in it.
+fn running_in(containers: &Path, image: &Path) -> Option<String> {
+    let image = image.display().to_string();
+    let names_it = |config: String| {
+        let rootfs = config.lines().find_map(|line| line.strip_prefix("lxc.rootfs.path = ")).map(str::to_owned);
+        rootfs.is_some_and(|path| [":", "/"].iter().any(|end| path.contains(&format!(":{image}{end}"))))
+    };
+    let uses_it = |folder: &Path| {
+        record::is_held(folder).unwrap_or(true) && std::fs::read_to_string(folder.join("config")).is_ok_and(names_it)
+    };
+    let folders = std::fs::read_dir(containers).ok()?.flatten();
+    let used = folders.map(|entry| entry.path()).find(|folder| uses_it(folder));
+    used.and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()))
 }
 
 /// Deletes a folder with all that is in it, following no symlink.

@@ -164,10 +164,12 @@ fn an_image_others_are_built_on_stays_until_they_are_gone() {
     write_rootfs(&scratch, "img/base");
     scratch.write("img/tool/layers", "./files\nbase\n");
     scratch.write("img/tool/files/x", "");
-    assert!(matches!(remove(&img, &id("base")), Err(ImageError::InUse { by, .. }) if by == id("tool")));
-    remove(&img, &id("tool")).unwrap();
-    remove(&img, &id("base")).unwrap();
-    assert!(matches!(remove(&img, &id("base")), Err(ImageError::Unknown(_))));
+    assert!(
+        matches!(remove(&img, &img.join("none"), &id("base")), Err(ImageError::InUse { by, .. }) if by == id("tool"))
+    );
+    remove(&img, &img.join("none"), &id("tool")).unwrap();
+    remove(&img, &img.join("none"), &id("base")).unwrap();
+    assert!(matches!(remove(&img, &img.join("none"), &id("base")), Err(ImageError::Unknown(_))));
     assert_eq!(everything_in(&img), [""; 0]);
 }
 
