@@ -69,7 +69,7 @@ fn perform(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
             }
         }
         Command::ImageRemove { node, image } => {
-            images::remove(&images_of(&node), &node.state_dir.join("cont"), &image)?
+            images::remove(&images_of(&node), &node.state_dir.join("cont"), &image)?;
         }
         Command::Help => print!("{}", config::USAGE),
         Command::Version => println!("berth-supervisor {}", env!("CARGO_PKG_VERSION")),
