@@ -23,7 +23,7 @@ const FIREFOX: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*
 /// A worker whose owner runs in a thread of its own.
 struct Desk {
     api: Api,
-    _dir: Scratch,
+    dir: Scratch,
 }
 
 impl Desk {
@@ -67,19 +67,17 @@ impl Desk {
         let logs = Logs::start(Some(dir.path().to_owned()), BTreeMap::new(), None).unwrap();
         let streams = Streams::start().unwrap();
         let shared = Shared { access: Access::new(token, []), owner: to_owner, logs, streams };
-        Desk { api: Api::new(Arc::new(shared), reader), _dir: dir }
+        Desk { api: Api::new(Arc::new(shared), reader), dir }
     }
 
-    /// Answers on the network from a thread of its own: one worker, and nothing between it and its clients.
-    fn serve(self) -> SocketAddr {
+    /// Answers on the network from a thread of its own: one worker, and nothing between it and its clients. The
+    /// folder is for the caller to keep, since the thread does not end.
+    fn serve(self) -> (SocketAddr, Scratch) {
+        let Desk { api, dir } = self;
         let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
         let addr = server.server_addr().to_ip().unwrap();
-        std::thread::spawn(move || {
-            // Whole, with the folder.
-            let desk = self;
-            desk.api.serve(&server)
-        });
-        addr
+        std::thread::spawn(move || api.serve(&server));
+        (addr, dir)
     }
 
     fn ask(&self, asked: &Asked) -> Response {
@@ -384,7 +382,7 @@ fn head(stream: &mut TcpStream) -> String {
 #[test]
 fn readers_who_never_read_their_logs_hold_up_no_worker_and_one_too_many_is_told_to_come_again() {
     const LOG: &str = "/job/output/1/stdout";
-    let addr = Desk::with_log(64 << 20).serve();
+    let (addr, _folder) = Desk::with_log(64 << 20).serve();
     let mut lazy: Vec<TcpStream> = (0..STREAMS).map(|_| connect(addr, LOG)).collect();
     for stream in &mut lazy {
         assert!(head(stream).starts_with("HTTP/1.1 200"));
