@@ -78,7 +78,7 @@ mod tests {
             // Where there is a file system in memory, a sync costs nothing.
             let memory = Path::new("/dev/shm");
             let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-            let dir = parent.join(format!("berth-master-test-{}-{number}", std::process::id()));
+            let dir = parent.join(format!("berth-test-master-{}-{number}", std::process::id()));
             std::fs::create_dir_all(&dir).unwrap();
             Scratch(dir)
         }

@@ -7,6 +7,10 @@ use wire::{BootId, CpuAmount, CpuSet, InstanceId, JobSpec, NodeId};
 
 use crate::{images, packages};
 
+/// With less than this free on its disk a node takes no task: its folders, its config and its end record have to fit.
+const LEAST_FREE_BYTES: u64 = 4 << 20;
+const LEAST_FREE_FILES: u64 = 256;
+
 /// A share of a node: what a task takes, what is free, what there is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
@@ -89,6 +93,24 @@ impl Node {
         packages::check(&self.package_roots, spec).or_else(|bad| impossible(&bad.field, bad.message))
     }
 
+    /// Refuses any task while the disk under the containers is all but full. It would only fail at its launch, and a node
+    /// on which tasks fail at once looks free: it would draw in one job after the other.
+    pub fn check_disk(&self) -> Result<(), Refusal> {
+        // A disk that cannot be asked will say so at the launch.
+        let Ok(disk) = rustix::fs::statvfs(&self.image_dir) else { return Ok(()) };
+        let (free_bytes, free_files) = (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_favail);
+        // Some filesystems make inodes as they need them, and say that there are none at all.
+        if free_bytes >= LEAST_FREE_BYTES && (disk.f_files == 0 || free_files >= LEAST_FREE_FILES) {
+            return Ok(());
+        }
+        let message = format!(
+            "the disk of this node is full: {} MiB and {free_files} files are free below {}",
+            free_bytes >> 20,
+            self.image_dir.display()
+        );
+        Err(Refusal::new(RefusalCode::NoRoom, message))
+    }
+
     /// What `GET /resource` tells.
     pub fn resource(&self, free: Share, tasks: usize) -> NodeResource {
         NodeResource {
@@ -157,6 +179,17 @@ pub mod tests {
             r#"{{"name":"a","resource":{{"cpu":{cpu},"mem":{mem}}},"commandLine":"true","packagePath":"{packages}","imageId":"{image}"}}"#
         );
         wire::json::from_slice(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_full_disk_takes_no_task_and_says_so() {
+        let scratch = Scratch::new("disk");
+        let mut node = node(scratch.path());
+        assert_eq!(node.check_disk(), Ok(()));
+        // A filesystem with nothing free, wherever this runs.
+        node.image_dir = "/proc".into();
+        let refusal = node.check_disk().unwrap_err();
+        assert!(refusal.code == RefusalCode::NoRoom && refusal.message.contains("full"), "{}", refusal.message);
     }
 
     #[test]

@@ -12,7 +12,7 @@ impl Scratch {
     pub fn new(name: &str) -> Scratch {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("berth-{name}-{}-{count}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("berth-test-{name}-{}-{count}", std::process::id()));
         std::fs::create_dir_all(&path).expect("cannot make a scratch directory");
         Scratch(path)
     }

@@ -200,6 +200,7 @@ impl TaskTable {
         let spec = request.clone().into_spec()?;
         self.node.check(&spec)?;
         self.check_journal()?;
+        self.node.check_disk()?;
         self.check_room(&spec)?;
         let (id, event) = (TaskId(self.last_task.0 + 1), EventNumber(self.last_event.0 + 1));
         self.write_accepted(&Record::Accepted { task: id, event, request: Box::new(request) })
