@@ -444,10 +444,11 @@ struct JsonLogs {
 
 impl JsonLogs {
     fn new(job: &Job, tails: Option<&[Result<Piece, LogError>; 3]>) -> JsonLogs {
-        const NAMES: [&str; 3] = ["monitor_out", "task_stdout", "task_stderr"];
         let (mut truncated, mut unavailable) = (Vec::new(), BTreeMap::new());
         let mut texts = [String::new(), String::new(), String::new()];
-        for ((name, tail), text) in NAMES.into_iter().zip(tails.into_iter().flatten()).zip(&mut texts) {
+        for ((name, tail), text) in
+            LOGS.map(Log::file_name).into_iter().zip(tails.into_iter().flatten()).zip(&mut texts)
+        {
             match tail {
                 Ok(piece) => {
                     *text = String::from_utf8_lossy(&piece.bytes).into_owned();

@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use wire::node::{Refusal, RefusalCode};
-use wire::task::{AttemptKey, RequestedResource, TaskOrigin, TaskReport, TaskRequest};
+use wire::task::{AttemptKey, TaskOrigin, TaskReport, TaskRequest};
 use wire::{EventNumber, InstanceId, JobSpec, TaskId};
 
 use crate::history::{Era, History, Unfinished};
@@ -522,7 +522,7 @@ fn attempt_key(origin: &TaskOrigin) -> Option<AttemptKey> {
 
 /// Where in its life an unfinished task is when nobody has looked at it yet.
 fn phase_of(unfinished: Unfinished, now: Now, grace: Duration) -> Phase {
-    let spec = Box::new(spec_of(unfinished.request));
+    let spec = Box::new(unfinished.request.into_known_spec());
     match (unfinished.launched, unfinished.started) {
         (None, _) => Phase::Accepted { spec },
         (Some(init), started) if unfinished.kill_requested => {
@@ -534,37 +534,10 @@ fn phase_of(unfinished: Unfinished, now: Now, grace: Duration) -> Phase {
     }
 }
 
-/// The spec of a request that was checked when it was accepted.
-fn spec_of(request: TaskRequest) -> JobSpec {
-    JobSpec {
-        name: request.name,
-        resource: wire::Resource { cpu: request.resource.cpu, mem: request.resource.mem },
-        command_line: request.command_line,
-        package_path: request.package_path,
-        image_id: request.image_id,
-        timeout: request.timeout,
-    }
-}
-
-/// The request that leads to this task again.
-fn request_of(origin: &TaskOrigin, spec: &JobSpec) -> TaskRequest {
-    TaskRequest {
-        name: spec.name.clone(),
-        resource: RequestedResource { cpu: spec.resource.cpu.clone(), mem: spec.resource.mem },
-        command_line: spec.command_line.clone(),
-        package_path: spec.package_path.clone(),
-        image_id: spec.image_id.clone(),
-        timeout: spec.timeout,
-        job_id: origin.job_id,
-        attempt: origin.attempt,
-        master: origin.master.clone(),
-    }
-}
-
 fn records_of(living: &Living) -> Vec<Record> {
     let (id, event) = (living.task.id, living.told.event);
     let Some(spec) = living.task.spec() else { return Vec::new() };
-    let request = Box::new(request_of(&living.task.origin, spec));
+    let request = Box::new(TaskRequest::from_origin(spec.clone(), living.task.origin.clone()));
     let mut records = vec![Record::Accepted { task: id, event, request }];
     if let Some(init) = living.task.init() {
         records.push(Record::Launched { task: id, pid: init.pid, start_time: init.start_time });
@@ -664,7 +637,7 @@ pub mod tests {
     fn request(attempt: Option<u32>) -> TaskRequest {
         let origin =
             TaskOrigin { job_id: attempt.map(|_| JobId(1)), attempt: attempt.map(Attempt), master: Some(master()) };
-        request_of(&origin, &spec("1", 400, "busybox", ""))
+        TaskRequest::from_origin(spec("1", 400, "busybox", ""), origin)
     }
 
     fn master() -> InstanceId {

@@ -22,6 +22,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use wire::Log;
 
 use super::monitor::Monitor;
 use super::payload::{self, Streams};
@@ -112,8 +113,9 @@ fn open_logs(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<Option<Streams>, 
     }
     // The payload owns its logs and may make one a set-user-ID program: nobody else of this machine gets at it.
     super::make_private_folder(folder).step(|| format!("make log folder {}", folder.display()))?;
-    monitor.open(open_log(folder, "monitor_out")?);
-    Ok(Some(Streams { stdin, stdout: open_log(folder, "task_stdout")?, stderr: open_log(folder, "task_stderr")? }))
+    let open = |log: Log| open_log(folder, log.file_name());
+    monitor.open(open(Log::Monitor)?);
+    Ok(Some(Streams { stdin, stdout: open(Log::Stdout)?, stderr: open(Log::Stderr)? }))
 }
 
 /// Empty: a task runs at most once, so what stands there is an earlier launch's that never ran, or was written under

@@ -68,6 +68,12 @@ pub struct AttemptKey {
 impl TaskRequest {
     /// What a master sends for `attempt` of job `job_id`.
     pub fn new(spec: JobSpec, job_id: JobId, attempt: Attempt, master: InstanceId) -> TaskRequest {
+        let origin = TaskOrigin { job_id: Some(job_id), attempt: Some(attempt), master: Some(master) };
+        TaskRequest::from_origin(spec, origin)
+    }
+
+    /// The request that asks for `spec` on behalf of `origin`.
+    pub fn from_origin(spec: JobSpec, origin: TaskOrigin) -> TaskRequest {
         TaskRequest {
             name: spec.name,
             resource: RequestedResource { cpu: spec.resource.cpu, mem: spec.resource.mem },
@@ -75,9 +81,9 @@ impl TaskRequest {
             package_path: spec.package_path,
             image_id: spec.image_id,
             timeout: spec.timeout,
-            job_id: Some(job_id),
-            attempt: Some(attempt),
-            master: Some(master),
+            job_id: origin.job_id,
+            attempt: origin.attempt,
+            master: origin.master,
         }
     }
 
@@ -88,22 +94,27 @@ impl TaskRequest {
 
     /// The job in it, checked as at submission.
     pub fn into_spec(self) -> Result<JobSpec, BadInput> {
-        if let Some(master) = self.master.filter(|master| master.0.len() > MAX_MASTER) {
+        if let Some(master) = self.master.as_ref().filter(|master| master.0.len() > MAX_MASTER) {
             return Err(BadInput::new(
                 "master",
                 format!("is {} bytes long; at most {MAX_MASTER} are taken", master.0.len()),
             ));
         }
-        let spec = JobSpec {
+        let spec = self.into_known_spec();
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// The job in a request that was checked before, when it was accepted.
+    pub fn into_known_spec(self) -> JobSpec {
+        JobSpec {
             name: if self.name.is_empty() { "unnamed".to_owned() } else { self.name },
             resource: Resource { cpu: self.resource.cpu, mem: self.resource.mem },
             command_line: self.command_line,
             package_path: self.package_path,
             image_id: self.image_id,
             timeout: self.timeout,
-        };
-        spec.check()?;
-        Ok(spec)
+        }
     }
 }
 
