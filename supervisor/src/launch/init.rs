@@ -12,15 +12,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::SignalFd;
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use wire::Log;
 
@@ -29,6 +22,7 @@ use super::payload::{self, Streams};
 use super::plan::Plan;
 use super::record::{End, EndRecord};
 use super::step::{Step, StepError};
+use super::watch::Watch;
 use super::{GO, Logs};
 use crate::cgroup::Group;
 use crate::packages::{self, Package, PackageKind, Staged};
@@ -222,145 +216,6 @@ fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Pid, StepError> {
         None => Ok(Pid::from_raw(child.pid)),
         Some((step, cause)) => Err(StepError::said(step, cause)),
     }
-}
-
-/// Init's own standing watch over the command.
-///
-/// ```text
-///   Running ──exits, dies──────────────▶ End::Exited | End::Signaled
-///      │ time is up │ asked to stop
-///      ▼            ▼   SIGTERM to all
-///   Stopping(TimedOut | Killed) ──grace over──▶ SIGKILL to all
-///      └──the command is gone──▶ that end
-/// ```
-struct Watch<'p> {
-    plan: &'p Plan<'p>,
-    line: &'p UnixStream,
-    payload: Pid,
-    signals: SignalFd,
-    timer: TimerFd,
-    stopping: Option<End>,
-}
-
-impl<'p> Watch<'p> {
-    fn new(plan: &'p Plan<'_>, line: &'p UnixStream, payload: Pid) -> nix::Result<Watch<'p>> {
-        // All are blocked since the clone; the rest of them mean nothing to us.
-        let mut wanted = SigSet::empty();
-        wanted.add(Signal::SIGCHLD);
-        wanted.add(Signal::SIGTERM);
-        let signals = SignalFd::new(&wanted)?;
-        // Counts while the machine sleeps, and no change of the wall clock moves it.
-        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC)?;
-        let watch = Watch { plan, line, payload, signals, timer, stopping: None };
-        if let Some(timeout) = plan.timeout {
-            watch.arm(timeout)?;
-        }
-        Ok(watch)
-    }
-
-    fn until_the_end(&mut self, monitor: &mut Monitor) -> nix::Result<End> {
-        loop {
-            let happened = self.wait()?;
-            if happened.child {
-                // A SIGCHLD stands for any number of exits, so all are reaped.
-                if let Some(end) = self.reap()? {
-                    return Ok(self.stopping.take().unwrap_or(end));
-                }
-            }
-            if happened.asked_to_stop && self.stopping.is_none() {
-                monitor.say("asked to stop");
-                self.stop(End::Killed)?;
-            }
-            if happened.parent_gone && self.stopping.is_none() {
-                monitor.say("whoever ran this is gone");
-                self.stopping = Some(End::Killed);
-                self.kill_all(Signal::SIGKILL);
-            }
-            if happened.time && self.stopping.is_none() {
-                monitor.say(format!("time is up after {} ms", self.plan.spec.timeout));
-                self.stop(End::TimedOut)?;
-            } else if happened.time {
-                monitor.say("grace period over");
-                self.kill_all(Signal::SIGKILL);
-            }
-        }
-    }
-
-    /// Waits for the next thing to happen.
-    fn wait(&self) -> nix::Result<Happened> {
-        let mut fds = vec![
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.timer.as_fd(), PollFlags::POLLIN),
-        ];
-        if self.plan.die_with_parent && self.stopping.is_none() {
-            fds.push(PollFd::new(self.line.as_fd(), PollFlags::POLLIN));
-        }
-        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
-            // Stopped and continued by somebody: nothing has happened.
-            Err(nix::errno::Errno::EINTR) => return Ok(Happened::default()),
-            result => result?,
-        };
-        let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
-        let mut happened = Happened { time: ready(1), parent_gone: ready(2), ..Happened::default() };
-        if ready(0)
-            && let Some(info) = self.signals.read_signal()?
-        {
-            happened.child = info.ssi_signo == libc::SIGCHLD.cast_unsigned();
-            // A sender outside our pid namespace has no pid in it, and only the kernel can say that a user sent it
-            // (rt_sigqueueinfo(2) may claim any pid, but not SI_USER): the payload cannot stop its own init.
-            let from_outside = info.ssi_pid == 0 && info.ssi_code == libc::SI_USER;
-            happened.asked_to_stop = info.ssi_signo == libc::SIGTERM.cast_unsigned() && from_outside;
-        }
-        if happened.time {
-            self.timer.wait()?;
-        }
-        Ok(happened)
-    }
-
-    /// Reaps all that have exited, orphans of the payload too; says how the payload ended if it was among them.
-    fn reap(&self) -> nix::Result<Option<End>> {
-        let mut end = None;
-        loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == self.payload => end = Some(End::Exited { code }),
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.payload => {
-                    end = Some(End::Signaled { signal: signal as i32 });
-                }
-                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(end),
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Asks every process of the container to end, and allows them the grace period.
-    ///
-    /// All, not the command alone: a shell runs its trap only after the program it waits for has ended.
-    fn stop(&mut self, end: End) -> nix::Result<()> {
-        self.stopping = Some(end);
-        self.kill_all(Signal::SIGTERM);
-        self.arm(self.plan.grace)
-    }
-
-    fn kill_all(&self, signal: Signal) {
-        // -1 is every process of this pid namespace but ourselves. ESRCH: there is none left, which is the aim.
-        let _ = nix::sys::signal::kill(Pid::from_raw(-1), signal);
-    }
-
-    fn arm(&self, after: Duration) -> nix::Result<()> {
-        // Zero would disarm it.
-        let after = after.max(Duration::from_nanos(1));
-        self.timer.set(Expiration::OneShot(TimeSpec::from_duration(after)), TimerSetTimeFlags::empty())
-    }
-}
-
-/// What one wait of [`Watch`] brought.
-#[derive(Default)]
-struct Happened {
-    child: bool,
-    asked_to_stop: bool,
-    parent_gone: bool,
-    time: bool,
 }
 
 fn in_words(end: &End) -> String {

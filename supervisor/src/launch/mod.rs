@@ -19,12 +19,14 @@ use crate::cgroup::Layout;
 use crate::lxc_config::UnionDriver;
 use crate::{child, namespaces, rootfs, sys};
 
+mod alarms;
 mod init;
 mod monitor;
 mod payload;
 mod plan;
 pub mod record;
 pub mod step;
+mod watch;
 
 pub use crate::lxc_config::Network;
 use plan::Plan;

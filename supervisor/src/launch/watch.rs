@@ -1,0 +1,166 @@
+//! Init's watch over the running command: signals, the clock, the line; what is done about each.
+//!
+//! It ends with the command, and tells what ended it. It never reads or writes the share: a hung one must not keep a
+//! time limit from being enforced.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::alarms::{Alarm, Alarms};
+use super::monitor::Monitor;
+use super::plan::Plan;
+use super::record::End;
+
+/// Init's own standing watch over the command.
+///
+/// ```text
+///   Running ──exits, dies──────────────▶ End::Exited | End::Signaled
+///      │ time is up │ asked to stop
+///      ▼            ▼   SIGTERM to all
+///   Stopping(TimedOut | Killed) ──grace over──▶ SIGKILL to all
+///      └──the command is gone──▶ that end
+/// ```
+///
+/// A second reason to stop changes nothing: what stopped it first is what it ended by.
+#[derive(Debug)]
+pub struct Watch<'p> {
+    plan: &'p Plan<'p>,
+    line: &'p UnixStream,
+    payload: Pid,
+    signals: SignalFd,
+    alarms: Alarms,
+    stopping: Option<End>,
+}
+
+impl<'p> Watch<'p> {
+    /// Watches from now on; the time limit begins here.
+    pub fn new(plan: &'p Plan<'_>, line: &'p UnixStream, payload: Pid) -> nix::Result<Watch<'p>> {
+        // All are blocked since the clone; the rest of them mean nothing to us.
+        let mut wanted = SigSet::empty();
+        wanted.add(Signal::SIGCHLD);
+        wanted.add(Signal::SIGTERM);
+        let signals = SignalFd::new(&wanted)?;
+        let mut watch = Watch { plan, line, payload, signals, alarms: Alarms::new()?, stopping: None };
+        if let Some(timeout) = plan.timeout {
+            watch.alarms.set(Alarm::TimeUp, timeout)?;
+        }
+        Ok(watch)
+    }
+
+    /// Returns once the command is gone.
+    pub fn until_the_end(&mut self, monitor: &mut Monitor) -> nix::Result<End> {
+        loop {
+            let happened = self.wait()?;
+            if happened.child {
+                // A SIGCHLD stands for any number of exits, so all are reaped.
+                if let Some(end) = self.reap()? {
+                    return Ok(self.stopping.take().unwrap_or(end));
+                }
+            }
+            if happened.asked_to_stop {
+                self.stop(End::Killed, "asked to stop", monitor)?;
+            }
+            if happened.parent_gone && self.stopping.is_none() {
+                monitor.say("whoever ran this is gone");
+                self.stopping = Some(End::Killed);
+                self.kill_all(Signal::SIGKILL);
+            }
+            for alarm in happened.alarms {
+                self.ring(alarm, monitor)?;
+            }
+        }
+    }
+
+    fn ring(&mut self, alarm: Alarm, monitor: &mut Monitor) -> nix::Result<()> {
+        match alarm {
+            Alarm::TimeUp => {
+                let why = format!("time is up after {} ms", self.plan.spec.timeout);
+                self.stop(End::TimedOut, &why, monitor)
+            }
+            Alarm::GraceOver => {
+                monitor.say("grace period over");
+                self.kill_all(Signal::SIGKILL);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits for the next thing to happen.
+    fn wait(&mut self) -> nix::Result<Happened> {
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.alarms.as_fd(), PollFlags::POLLIN),
+        ];
+        if self.plan.die_with_parent && self.stopping.is_none() {
+            fds.push(PollFd::new(self.line.as_fd(), PollFlags::POLLIN));
+        }
+        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+            // Stopped and continued by somebody: nothing has happened.
+            Err(nix::errno::Errno::EINTR) => return Ok(Happened::default()),
+            result => result?,
+        };
+        let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
+        let (signalled, time, parent_gone) = (ready(0), ready(1), ready(2));
+        let mut happened = Happened { parent_gone, ..Happened::default() };
+        if signalled && let Some(info) = self.signals.read_signal()? {
+            happened.child = info.ssi_signo == libc::SIGCHLD.cast_unsigned();
+            // A sender outside our pid namespace has no pid in it, and only the kernel can say that a user sent it
+            // (rt_sigqueueinfo(2) may claim any pid, but not SI_USER): the payload cannot stop its own init.
+            let from_outside = info.ssi_pid == 0 && info.ssi_code == libc::SI_USER;
+            happened.asked_to_stop = info.ssi_signo == libc::SIGTERM.cast_unsigned() && from_outside;
+        }
+        if time {
+            happened.alarms = self.alarms.take_due()?;
+        }
+        Ok(happened)
+    }
+
+    /// Reaps all that have exited, orphans of the payload too; says how the payload ended if it was among them.
+    fn reap(&self) -> nix::Result<Option<End>> {
+        let mut end = None;
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.payload => end = Some(End::Exited { code }),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.payload => {
+                    end = Some(End::Signaled { signal: signal as i32 });
+                }
+                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(end),
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Asks every process of the container to end, and allows them the grace period.
+    ///
+    /// All, not the command alone: a shell runs its trap only after the program it waits for has ended.
+    fn stop(&mut self, end: End, why: &str, monitor: &mut Monitor) -> nix::Result<()> {
+        if self.stopping.is_some() {
+            return Ok(());
+        }
+        monitor.say(why);
+        self.stopping = Some(end);
+        self.kill_all(Signal::SIGTERM);
+        self.alarms.set(Alarm::GraceOver, self.plan.grace)
+    }
+
+    fn kill_all(&self, signal: Signal) {
+        // -1 is every process of this pid namespace but ourselves. ESRCH: there is none left, which is the aim.
+        let _ = nix::sys::signal::kill(Pid::from_raw(-1), signal);
+    }
+}
+
+/// What one wait of [`Watch`] brought.
+#[derive(Default)]
+struct Happened {
+    child: bool,
+    asked_to_stop: bool,
+    parent_gone: bool,
+    alarms: Vec<Alarm>,
+}
