@@ -45,9 +45,11 @@ use std::ops::RangeInclusive;
 use std::sync::mpsc::{Receiver, RecvError, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use wire::fault::Point;
 use wire::task::TaskRequest;
 use wire::{BadInput, InstanceId, JobId, JobSpec, NodeId};
 
+use crate::fault;
 use crate::job::{Job, Node};
 use crate::life::News;
 use crate::nodes::{Member, Now};
@@ -347,12 +349,31 @@ impl Owner {
         let find = |id: &JobId| self.active.get(id).or_else(|| turn.ended.get(id));
         let added: HashSet<&JobId> = turn.added.iter().collect();
         let changed = turn.changed.iter().filter(|id| !added.contains(id));
+        let points = self.points();
+        points.iter().for_each(|(before, _)| fault::moment(*before));
         self.store.write(&Changes {
             added: turn.added.iter().filter_map(find).map(Active::kept).collect(),
             changed: changed.filter_map(find).map(Active::kept).collect(),
             nodes: turn.followed.iter().filter_map(|node| self.members.get(node)?.kept()).collect(),
             durable: turn.durable,
-        })
+        })?;
+        points.iter().for_each(|(_, after)| fault::moment(*after));
+        Ok(())
+    }
+
+    /// Where this process can die before and after such a turn is committed.
+    fn points(&self) -> Vec<(Point, Point)> {
+        let turn = &self.turn;
+        let changed = || turn.changed.iter().filter_map(|id| self.active.get(id));
+        let numbered = |active: &Active| active.job.placed.is_some_and(|placed| placed.task.is_some());
+        let points = [
+            (!turn.added.is_empty(), (Point::SubmittedUncommitted, Point::SubmittedCommitted)),
+            (!turn.to_create.is_empty(), (Point::PlacedUncommitted, Point::PlacedCommitted)),
+            (changed().any(numbered), (Point::RunningUncommitted, Point::RunningCommitted)),
+            (changed().any(|active| active.kill_asked), (Point::KillUncommitted, Point::KillCommitted)),
+            (!turn.ended.is_empty(), (Point::EndedUncommitted, Point::EndedCommitted)),
+        ];
+        points.into_iter().filter_map(|(is_so, points)| is_so.then_some(points)).collect()
     }
 
     /// After the commit: the replies, then the orders.

@@ -4,6 +4,7 @@
 
 mod api;
 mod config;
+mod fault;
 mod gate;
 mod job;
 mod jobs;
@@ -25,6 +26,7 @@ use std::thread::Builder;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use wire::access::{Access, ListenRefused, Token, TokenError, check_listen};
+use wire::fault::Point;
 use wire::http::Limits;
 
 use api::{Api, LANES_HELD, Shared, Streams};
@@ -77,6 +79,10 @@ enum End {
 
 fn main() -> ExitCode {
     wire::stderr_log::init();
+    if let Err(error) = wire::fault::arm() {
+        log::error!("{error}");
+        return ExitCode::from(2);
+    }
     let config = match Wanted::read(std::env::args_os().skip(1)) {
         Ok(Wanted::Serve(config)) => config,
         Ok(Wanted::Help) => return print(config::HELP),
@@ -111,8 +117,10 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     let signals = Signals::new([SIGTERM, SIGINT])?;
     let state_dir = StateDir::take(&config.state_dir)?;
     let store = Store::open(state_dir.path())?;
+    fault::moment(Point::MasterOpened);
     let nodes = Nodes { addrs: config.nodes.clone().into_iter().collect(), time_out: config.node_timeout };
     let owner = Owner::new(store, nodes, Now::read())?;
+    fault::moment(Point::MasterRead);
     let logs = Logs::start(config.share.clone(), addrs.clone(), token.as_ref())?;
 
     let (ended, end) = channel();

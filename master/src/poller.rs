@@ -14,10 +14,13 @@ use mio::{Events as MioEvents, Poll, Token, Waker};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use wire::access::Token as Secret;
+use wire::fault::Point;
 use wire::http::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId, Limits};
 use wire::node::{Answer, Created, Events, NodeResource, Refusal};
 use wire::task::TaskRequest;
 use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, TaskId};
+
+use crate::fault;
 
 /// The most bytes and tasks of one create: far below what a node takes, so that the first tasks start while later ones
 /// are still being sent.
@@ -269,6 +272,7 @@ impl<F: FnMut(Heard)> Poller<F> {
         if let Some(bearer) = &self.bearer {
             request = request.with_header("Authorization", bearer);
         }
+        fault::moment(points_of(&asked).0);
         // A node that keeps a poll for half of the time-out has the other half to answer, and so have the shortest waits.
         let deadline = now + self.time_out.max(wait + self.time_out / 2);
         let id = self.client.send(addr, request, deadline, now);
@@ -277,9 +281,19 @@ impl<F: FnMut(Heard)> Poller<F> {
 
     fn conclude(&mut self, id: ExchangeId, outcome: Result<ClientResponse, ExchangeError>) {
         if let Some((node, asked)) = self.asked.remove(&id) {
+            fault::moment(points_of(&asked).1);
             let said = said(asked, outcome.map_err(|error| error.to_string()));
             (self.tell)(Heard { node, said });
         }
+    }
+}
+
+/// Where this process can die before and after a call.
+fn points_of(asked: &Asked) -> (Point, Point) {
+    match asked {
+        Asked::Created { .. } => (Point::CreateUnsent, Point::CreateAnswered),
+        Asked::Killed { .. } => (Point::KillUnsent, Point::KillAnswered),
+        Asked::Events { .. } | Asked::Free => (Point::PollUnsent, Point::PollAnswered),
     }
 }
 

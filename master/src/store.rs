@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Statement, params, params_from_iter};
+use wire::fault::{Errno, Point};
 use wire::{Attempt, EventNumber, InstanceId, JobId, JobSpec, NodeId, Resource, State, TaskId};
 
+use crate::fault;
 use crate::job::{Job, Placed};
 
 /// The database file's name in the state dir.
@@ -103,6 +105,12 @@ impl StoreError {
             StoreError::OtherVersion { .. } => true,
         }
     }
+}
+
+/// A full disk is SQLITE_FULL; what else the kernel says is SQLITE_IOERR (sqlite.org/rescode.html).
+fn as_sqlite_says_it(errno: Errno) -> rusqlite::Error {
+    let code = if errno == Errno::ENOSPC { rusqlite::ffi::SQLITE_FULL } else { rusqlite::ffi::SQLITE_IOERR };
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), Some(errno.name().to_owned()))
 }
 
 /// Says what was being done when SQLite said no.
@@ -203,12 +211,20 @@ impl Store {
         let level =
             if changes.durable { "PRAGMA synchronous = FULL; BEGIN" } else { "PRAGMA synchronous = NORMAL; BEGIN" };
         doing("begin a transaction", self.db.execute_batch(level))?;
-        let written = self.write_all(changes).and_then(|()| doing("commit", self.db.execute_batch("COMMIT")));
+        let written = self.write_all(changes).and_then(|()| self.commit());
         if written.is_err() && !self.db.is_autocommit() {
             // After some errors (a full disk, for one) SQLite has rolled back by itself.
             doing("roll back", self.db.execute_batch("ROLLBACK"))?;
         }
         written
+    }
+
+    fn commit(&self) -> Result<(), StoreError> {
+        fault::moment(Point::CommitHalf);
+        doing(
+            "commit",
+            fault::call(Point::Commit).map_err(as_sqlite_says_it).and_then(|()| self.db.execute_batch("COMMIT")),
+        )
     }
 
     fn write_all(&self, changes: &Changes<'_>) -> Result<(), StoreError> {

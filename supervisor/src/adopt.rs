@@ -4,10 +4,12 @@
 use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags};
+use wire::fault::Point;
 use wire::{BootId, ContainerId, Reason, TaskId};
 
 use crate::cgroup::{CgroupError, Layout};
 use crate::containers::Containers;
+use crate::fault;
 use crate::history::Era;
 use crate::launch;
 use crate::task::{Event, Init, Now, Phase, Task};
@@ -101,6 +103,7 @@ pub fn adopt(table: &mut TaskTable, containers: &mut Containers, of_era: &[Optio
                 end(table, containers, &task, None, now);
             }
         }
+        fault::moment(Point::StartAdopting);
     }
     if tally != Tally::default() {
         let Tally { launch, watch, end, rebooted } = tally;

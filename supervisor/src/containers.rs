@@ -10,13 +10,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use wire::fault::Point;
 use wire::task::TaskOrigin;
 use wire::{ContainerId, JobSpec, NodeId, Reason, TaskId};
 
 use crate::cgroup::{Layout, Removal, Usage};
 use crate::child;
 use crate::event_loop::Watcher;
+use crate::fault;
 use crate::launch::record::{self, End, EndRecord};
+use crate::launch::step::Step;
 use crate::launch::{InitLine, LaunchRequest, Launched, Launcher, Logs, Network};
 use crate::task::{Event, Init, Now, outcome};
 
@@ -148,7 +151,8 @@ impl Containers {
             error.reason()
         })?;
         self.watch(task, launched, layout)
-            .map_err(|error| Reason::LaunchFailed { step: "watch init".to_owned(), cause: error.to_string() })
+            .step(|| "watch init".to_owned())
+            .map_err(|failed| Reason::LaunchFailed { step: failed.step, cause: failed.cause })
     }
 
     fn environment(&self, task: TaskId, origin: &TaskOrigin) -> Vec<(String, String)> {
@@ -164,9 +168,8 @@ impl Containers {
     /// Should watching fail, init is gone when this returns; what it has made is released with its task.
     fn watch(&mut self, task: TaskId, launched: Launched, layout: usize) -> io::Result<Init> {
         let Launched { pidfd, pid, start_time, line } = launched;
-        let watched = self
-            .watcher
-            .watch_init(task, pidfd.as_fd())
+        let watched = fault::call(Point::LaunchWatch)
+            .and_then(|()| self.watcher.watch_init(task, pidfd.as_fd()))
             .and_then(|()| self.watcher.watch_line(task, &line).inspect_err(|_| self.watcher.release(&pidfd)));
         watched.inspect_err(|_| child::kill_and_reap(&pidfd))?;
         self.inits.insert(task, LiveInit { pidfd, line: Some(line), told: false, layout });
@@ -191,9 +194,11 @@ impl Containers {
         let Some(init) = self.inits.get_mut(&task) else { return };
         init.told = true;
         if let Some(Err(error)) = init.line.as_ref().map(InitLine::go) {
-            // It has exited already, and its record says why.
+            // It has exited already. If its record does not say why, it has run nothing.
             log::debug!("cannot tell init of task {task} to go: {error}");
+            init.told = false;
         }
+        fault::moment(Point::LaunchTold);
     }
 
     /// The line to init can be read: the command has begun, or init has closed it.
@@ -207,6 +212,9 @@ impl Containers {
             Ok(None) => None,
             Err(error) => {
                 log::debug!("the line to init of task {task} has ended: {error}");
+                // The kernel's word for an end that was closed with something unread in it, and all we ever say is to go:
+                // init has not heard it (unix_release_sock() in net/unix/af_unix.c).
+                init.told &= error.kind() != io::ErrorKind::ConnectionReset;
                 self.cut_line(task);
                 None
             }
@@ -223,7 +231,10 @@ impl Containers {
     /// it will not come.
     pub fn terminate(&mut self, task: TaskId) {
         match self.inits.get(&task) {
-            Some(init) if init.told => self.signal(task, Signal::TERM),
+            Some(init) if init.told => {
+                self.signal(task, Signal::TERM);
+                fault::moment(Point::KillSignalled);
+            }
             Some(_) => self.cut_line(task),
             None => {}
         }
@@ -248,16 +259,21 @@ impl Containers {
 
     /// Init's pidfd fired: reaps it and tells how the task ended.
     pub fn reap(&mut self, task: TaskId, spec: &JobSpec, now: Now) -> Option<Event> {
+        fault::moment(Point::EndExited);
+        // The line may have its last word still to say; when it began is in the record as well.
+        let _ = self.hear(task);
         self.cut_line(task);
         let init = self.inits.remove(&task)?;
         self.unheard.remove(&task);
         self.watcher.release(&init.pidfd);
-        if let Err(errno) = child::reap(&init.pidfd)
-            && errno != rustix::io::Errno::CHILD
-        {
-            log::warn!("cannot reap init of task {task}: {errno}");
+        match child::reap(&init.pidfd) {
+            Ok(Some(0)) | Err(rustix::io::Errno::CHILD) => {}
+            Ok(Some(status)) => log::warn!("init of task {task} has exited with status {status}"),
+            Ok(None) => log::warn!("init of task {task} was killed"),
+            Err(errno) => log::warn!("cannot reap init of task {task}: {errno}"),
         }
         let record = self.record(task);
+        fault::moment(Point::EndReaped);
         if record.is_none() && !init.told {
             return Some(Event::NeverRan);
         }
@@ -298,6 +314,7 @@ impl Containers {
 
     fn try_remnant(&mut self, mut remnant: Remnant, now: Now) {
         if self.clear_away(&remnant.name, remnant.tries) {
+            fault::moment(Point::ReleaseCgroups);
             let folder = self.places.folder(&remnant.name);
             // A task that was never launched has none.
             if folder.symlink_metadata().is_ok() {

@@ -14,10 +14,12 @@ use jiff::Timestamp;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use wire::fault::Point;
 use wire::task::{TaskReport, TaskRequest};
 use wire::{BootId, EventNumber, InstanceId, TaskId};
 
 use crate::cgroup::Bases;
+use crate::fault;
 
 /// The most lines that may wait for a sync. A power cut can take no more than these, so ids and
 /// event numbers that skip this far ahead after a reboot cannot have been given out before.
@@ -204,7 +206,7 @@ impl Journal {
     /// Appends one record. On an error the file is as it was: a full disk leaves no half line.
     pub fn append(&mut self, record: &Record) -> Result<(), JournalError> {
         let line = line_of(record).map_err(|cause| self.write_error(cause))?;
-        self.append_line(&line)
+        self.append_line(record, &line)
     }
 
     /// Appends one record, and only if `room` more bytes can still be appended however full the disk gets: who
@@ -212,15 +214,20 @@ impl Journal {
     pub fn append_and_reserve(&mut self, record: &Record, room: u64) -> Result<(), JournalError> {
         let line = line_of(record).map_err(|cause| self.write_error(cause))?;
         self.reserve(line.len() as u64 + room).map_err(|cause| self.write_error(cause))?;
-        self.append_line(&line)
+        self.append_line(record, &line)
     }
 
-    fn append_line(&mut self, line: &[u8]) -> Result<(), JournalError> {
+    fn append_line(&mut self, record: &Record, line: &[u8]) -> Result<(), JournalError> {
+        let points = points_of(record);
+        if let Some((before, _)) = points {
+            fault::moment(before);
+        }
         if self.appended - self.synced >= MAX_UNSYNCED {
             self.sync()?;
         }
         self.cut_off_torn_line().map_err(|cause| self.write_error(cause))?;
-        if let Err(cause) = self.file.write_all(line) {
+        fault::halfway(Point::JournalHalfWritten, || self.file.write_all(&line[..line.len() / 2]));
+        if let Err(cause) = fault::call(Point::JournalWrite).and_then(|()| self.file.write_all(line)) {
             self.torn = true;
             // Should that fail as well, the next append begins with it.
             let _ = self.cut_off_torn_line();
@@ -228,6 +235,9 @@ impl Journal {
         }
         self.len += line.len() as u64;
         self.appended += 1;
+        if let Some((_, after)) = points {
+            fault::moment(after);
+        }
         Ok(())
     }
 
@@ -246,6 +256,7 @@ impl Journal {
         if wanted <= self.reserved {
             return Ok(());
         }
+        fault::call(Point::JournalReserve)?;
         let end = wanted + RESERVE_STEP;
         allocate(&self.file, end)?;
         self.reserved = end;
@@ -290,8 +301,12 @@ impl Journal {
     pub fn compact(&mut self, records: &[Record], room: u64) -> Result<(), JournalError> {
         let fresh = self.path.with_extension("new");
         let (file, len) = write_anew(&fresh, records, room)
-            .and_then(|written| std::fs::rename(&fresh, &self.path).map(|()| written))
+            .and_then(|written| {
+                fault::moment(Point::CompactionWritten);
+                std::fs::rename(&fresh, &self.path).map(|()| written)
+            })
             .map_err(|cause| self.write_error(cause))?;
+        fault::moment(Point::CompactionRenamed);
         // Until the folder is synced a power cut may bring the old file back, which was synced just as
         // far as it was; only then may its later lines count as safe.
         let folder = self.path.parent().unwrap_or(Path::new("/"));
@@ -326,6 +341,20 @@ impl Journal {
     }
 }
 
+/// Where a process can die before and after a record of this kind is written.
+fn points_of(record: &Record) -> Option<(Point, Point)> {
+    match record {
+        Record::Accepted { .. } => Some((Point::AcceptedUnwritten, Point::AcceptedWritten)),
+        Record::Launched { .. } => Some((Point::LaunchedUnwritten, Point::LaunchedWritten)),
+        Record::Started { .. } => Some((Point::StartedUnwritten, Point::StartedWritten)),
+        Record::KillRequested { .. } => Some((Point::KillUnwritten, Point::KillWritten)),
+        Record::Ended { .. } => Some((Point::EndedUnwritten, Point::EndedWritten)),
+        Record::Acknowledged { .. } => Some((Point::AcknowledgedUnwritten, Point::AcknowledgedWritten)),
+        // What these say is found out anew.
+        Record::Start { .. } | Record::NeverRan { .. } | Record::Forgotten { .. } => None,
+    }
+}
+
 /// Has the disk keep room up to `end` (fallocate(2)). A filesystem that cannot reserve is no reason not to work.
 fn allocate(file: &File, end: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, end) {
@@ -339,6 +368,7 @@ fn write_anew(path: &Path, records: &[Record], room: u64) -> io::Result<(File, u
     for record in records {
         bytes.extend_from_slice(&line_of(record)?);
     }
+    fault::call(Point::CompactionWrite)?;
     // A half-written one of an earlier try is in the way of nothing.
     if let Err(error) = std::fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound

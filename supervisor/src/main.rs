@@ -8,6 +8,7 @@ mod containers;
 mod control;
 mod doctor;
 mod event_loop;
+mod fault;
 mod history;
 mod images;
 mod journal;
@@ -40,6 +41,10 @@ fn main() -> ExitCode {
     wire::stderr_log::init();
     if let Err(error) = sealed_copy::run() {
         log::warn!("cannot run from a sealed copy of this program: {error}");
+    }
+    if let Err(error) = wire::fault::arm() {
+        log::error!("{error}");
+        return ExitCode::FAILURE;
     }
     match config::parse(std::env::args_os()).map_err(Into::into).and_then(perform) {
         Ok(status) => status,

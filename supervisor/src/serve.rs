@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use wire::access::{Access, Token, TokenError};
+use wire::fault::Point;
 use wire::http::{ConnectionId, Request};
 use wire::node::{Refusal, RefusalCode};
 use wire::{BootId, InstanceId, TaskId};
@@ -17,6 +18,7 @@ use crate::config::NodeConfig;
 use crate::containers::{Containers, Places};
 use crate::control::{self, LongPolls, Reply};
 use crate::event_loop::{Event, EventLoop, Watcher};
+use crate::fault;
 use crate::history::{Era, History};
 use crate::journal::{Journal, JournalError};
 use crate::launch::{self, LaunchError, Launcher, Settings, UnionError};
@@ -79,6 +81,7 @@ fn cannot(doing: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
 pub fn serve(config: &NodeConfig) -> Result<(), ServeError> {
     let access = Access::new(config.token_file.as_deref().map(Token::from_file).transpose()?, []);
     let state_dir = StateDir::lock(&config.state_dir)?;
+    fault::moment(Point::StartLocked);
     oom::come_last();
     let mut supervisor = Supervisor::start(config, &state_dir, access)?;
     supervisor.run()?;
@@ -117,6 +120,7 @@ impl Supervisor {
         let instance = if records.is_empty() { state_dir.new_instance()? } else { state_dir.instance()? };
         let layout = Layout::prepare(&config.cgroup_root)?;
         let claim = layout.claim()?;
+        fault::moment(Point::StartClaimed);
         let node = this_node(config, &settings, instance, &boot, &layout);
         let mut history = History::replay(records);
         history.skip_what_a_power_cut_may_have_taken(&boot);
@@ -137,7 +141,9 @@ impl Supervisor {
         let mut table = TaskTable::new(node, config.grace, journal, history, now);
         // From here on what is written belongs to our era.
         begin_journal(&mut table, era_is_new)?;
+        fault::moment(Point::StartCompacted);
         adopt::adopt(&mut table, &mut containers, &layouts.of_era, now);
+        fault::moment(Point::StartAdopted);
         Ok(Supervisor {
             events,
             watcher: own_watcher,

@@ -9,8 +9,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use wire::fault::{Point, Process};
+
 use crate::child::{self, Child};
 use crate::event_loop::Watcher;
+use crate::fault;
 use crate::journal::{Journal, SyncMark};
 use crate::sys;
 
@@ -104,7 +107,10 @@ impl Sweeper {
 
     fn start(&mut self, folders: Vec<PathBuf>, journal: &Journal, watcher: &Watcher) -> io::Result<()> {
         let mark = journal.mark();
-        let started = sys::fork_child(|| sweep(journal.file(), &folders)).and_then(|child| watcher.watch_child(child));
+        wire::fault::forks(Process::Sweeper);
+        let started = fault::call(Point::SweepFork)
+            .and_then(|()| sys::fork_child(|| sweep(journal.file(), &folders)))
+            .and_then(|child| watcher.watch_child(child));
         match started {
             Ok(child) => {
                 self.sweep = Some(Sweep { child, folders, mark });
@@ -125,6 +131,7 @@ impl Sweeper {
     /// The sweeper has exited. Which folders are gone is looked up, not believed.
     pub fn finish(&mut self, journal: &mut Journal, watcher: &Watcher, now: Instant) -> Synced {
         let Some(Sweep { child, folders, mark }) = self.sweep.take() else { return Synced::NotYet };
+        fault::moment(Point::SweepSwept);
         watcher.release(&child.pidfd);
         let status = child::reap(&child.pidfd).ok().flatten();
         let left = folders.into_iter().filter(|folder| folder.symlink_metadata().is_ok());
@@ -166,17 +173,23 @@ fn sweep(journal: BorrowedFd<'_>, folders: &[PathBuf]) -> i32 {
     if let Err(errno) = rustix::process::nice(NICENESS) {
         log::debug!("cannot lower the sweeper's priority: {errno}");
     }
-    if let Err(errno) = rustix::fs::fdatasync(journal) {
-        log::error!("cannot sync the journal: {errno}");
+    fault::moment(Point::SweeperBegun);
+    let synced = fault::call(Point::SweeperSync).and_then(|()| Ok(rustix::fs::fdatasync(journal)?));
+    if let Err(error) = synced {
+        log::error!("cannot sync the journal: {error}");
         return CANNOT_SYNC;
     }
+    fault::moment(Point::SweeperSynced);
     let removed = folders.iter().filter(|folder| remove(folder)).count();
     if removed == folders.len() { DONE } else { CANNOT_REMOVE }
 }
 
 fn remove(folder: &Path) -> bool {
-    match std::fs::remove_dir_all(folder) {
-        Ok(()) => true,
+    match fault::call(Point::SweeperRemove).and_then(|()| std::fs::remove_dir_all(folder)) {
+        Ok(()) => {
+            fault::moment(Point::SweeperRemoved);
+            true
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
         Err(error) => {
             log::warn!("cannot remove {}: {error}; trying again", folder.display());

@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use wire::fault::{Point, Process};
 use wire::{BootId, JobSpec, Reason};
 
 use crate::cgroup::Layout;
 use crate::lxc_config::UnionDriver;
-use crate::{child, namespaces, rootfs, sys};
+use crate::{child, fault, namespaces, rootfs, sys};
 
 mod alarms;
 mod init;
@@ -174,14 +175,20 @@ impl Launcher {
     fn clone_init(&self, plan: &Plan<'_>) -> Result<Launched, StepError> {
         use step::Step;
 
-        let (ours, theirs) = UnixStream::pair().step(|| "make the line to init".to_owned())?;
+        let (ours, theirs) = fault::call(Point::LaunchLine)
+            .and_then(|()| UnixStream::pair())
+            .step(|| "make the line to init".to_owned())?;
         ours.set_nonblocking(true).step(|| "make the line to init".to_owned())?;
         let options = sys::CloneOptions {
             namespaces: namespaces::clone_flags(plan.network()),
             into_cgroup: None,
             keep_signals_blocked: true,
         };
-        let child = sys::clone(options, || init::run(plan, &theirs)).step(|| "clone init".to_owned())?;
+        wire::fault::forks(Process::Init);
+        let child = fault::call(Point::LaunchClone)
+            .and_then(|()| sys::clone(options, || init::run(plan, &theirs)))
+            .step(|| "clone init".to_owned())?;
+        fault::moment(Point::LaunchCloned);
         // Not yet reaped, so the pid is still this child's. What cannot be told from another process later, must not live:
         // nobody could adopt it, and its folder is about to be removed.
         let start_time = start_time(child.pid)

@@ -10,11 +10,12 @@ use std::os::fd::AsFd;
 
 use nix::unistd::setsid;
 use rustix::fs::Mode;
+use wire::fault::Point;
 
 use super::plan::Plan;
 use super::step::{Step, StepError};
 use crate::cgroup::Group;
-use crate::{namespaces, oom, security, sys};
+use crate::{fault, namespaces, oom, security, sys};
 
 /// The command's stdin, stdout and stderr.
 #[derive(Debug)]
@@ -42,6 +43,7 @@ fn become_the_command(
     streams: Option<&Streams>,
     failure: &PipeWriter,
 ) -> Result<std::convert::Infallible, StepError> {
+    fault::moment(Point::PayloadBegun);
     let kept = security::capabilities_named(&plan.config.cap_keep);
     // 1. Into the v1 cgroups; clone3 has put us into the v2 one. From here on every byte and process is counted.
     for mut tasks in &group.tasks_files {
@@ -74,6 +76,9 @@ fn become_the_command(
     rustix::thread::set_no_new_privs(true).step(|| "set no_new_privs".to_owned())?;
     plan.filter.apply().step(|| "filter system calls".to_owned())?;
     // 8. Go.
-    let error = sys::execve(c"/bin/sh", &plan.arguments, &plan.environment);
+    let error = match fault::call(Point::PayloadExec) {
+        Ok(()) => sys::execve(c"/bin/sh", &plan.arguments, &plan.environment),
+        Err(error) => error,
+    };
     Err(error).step(|| "execute /bin/sh of the image".to_owned())
 }

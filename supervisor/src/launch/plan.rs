@@ -10,12 +10,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use wire::fault::Point;
 use wire::{BootId, JobSpec};
 
 use super::record::RecordFile;
 use super::step::{Step, StepError};
 use super::{LaunchRequest, Launcher, Logs, Network};
 use crate::cgroup::Layout;
+use crate::fault;
 use crate::images::{self, Image};
 use crate::lxc_config::{ContainerConfig, Rootfs};
 use crate::rootfs::{self, Fittings};
@@ -77,7 +79,10 @@ impl<'a> Plan<'a> {
         };
         let arguments = c_strings(["sh", "-c", &request.spec.command_line].into_iter().map(str::to_owned))?;
         let environment = environment(&config)?;
-        std::fs::create_dir(&folder).step(|| format!("make folder {}", folder.display()))?;
+        fault::call(Point::LaunchFolder)
+            .and_then(|()| std::fs::create_dir(&folder))
+            .step(|| format!("make folder {}", folder.display()))?;
+        fault::moment(Point::LaunchFolderMade);
         let record = RecordFile::make(&folder).step(|| "reserve the end record".to_owned()).inspect_err(|_| {
             // Best effort: what stays is swept at the next start.
             let _ = std::fs::remove_dir_all(&folder);

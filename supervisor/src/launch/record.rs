@@ -14,8 +14,10 @@ use jiff::Timestamp;
 use rustix::fs::{FallocateFlags, FlockOperation};
 use serde::{Deserialize, Serialize};
 use wire::BootId;
+use wire::fault::Point;
 
 use super::step::StepError;
+use crate::fault;
 
 /// The file's name in the container's folder.
 const NAME: &str = "end";
@@ -88,6 +90,7 @@ impl RecordFile {
     /// Makes and locks the record of the container in `folder`.
     pub fn make(folder: &Path) -> io::Result<RecordFile> {
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(folder.join(NAME))?;
+        fault::call(Point::LaunchRecord)?;
         match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, MAX_BYTES as u64) {
             // A filesystem that cannot reserve is no reason not to run.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
@@ -101,6 +104,8 @@ impl RecordFile {
     pub fn write(&self, record: &EndRecord) -> io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
+        fault::call(Point::InitRecord)?;
+        fault::halfway(Point::InitHalfRecorded, || (&self.0).write_all(&line[..line.len() / 2]));
         (&self.0).write_all(&line)
     }
 }

@@ -10,6 +10,7 @@ pub mod access;
 pub mod cpu;
 pub mod duration;
 pub mod failure;
+pub mod fault;
 pub mod http;
 pub mod ids;
 pub mod job;
