@@ -9,13 +9,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use jiff::Timestamp;
 use nix::unistd::Pid;
 use wire::Log;
+use wire::fault::Point;
 
 use super::monitor::Monitor;
 use super::payload::{self, Streams};
@@ -26,10 +27,11 @@ use super::watch::Watch;
 use super::{GO, Logs};
 use crate::cgroup::Group;
 use crate::packages::{self, Package, PackageKind, Staged};
-use crate::{namespaces, rootfs, security, sys};
+use crate::{fault, namespaces, rootfs, security, sys};
 
 /// Init's whole life; its answer is its exit status, which nobody needs: the record says it all.
 pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
+    fault::moment(Point::InitBegun);
     let mut monitor = Monitor::default();
     let mut started_at = None;
     let end = match build(plan, line, &mut monitor) {
@@ -44,12 +46,14 @@ pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
         },
         Err(failed) => failed.into(),
     };
+    fault::moment(Point::InitEnded);
     let record = EndRecord { boot_id: plan.boot_id.clone(), end, started_at, ended_at: Timestamp::now() };
     monitor.say(format!("end: {}", in_words(&record.end)));
     let written = plan.record.write(&record);
     if let Err(error) = &written {
         monitor.say(format!("cannot write the end record: {error}"));
     }
+    fault::moment(Point::InitRecorded);
     monitor.flush();
     i32::from(written.is_err())
 }
@@ -69,16 +73,21 @@ fn build(plan: &Plan<'_>, line: &UnixStream, monitor: &mut Monitor) -> Result<Bu
     rustix::thread::set_name(c"berth-init").step(|| "name init".to_owned())?;
     nix::unistd::setsid().step(|| "start a session".to_owned())?;
     // 2. The logs first, so that every later failure can be read there. May block with the share; only this task waits.
+    fault::call(Point::InitLogs).step(|| "open the logs".to_owned())?;
     let streams = open_logs(plan, monitor)?;
+    fault::moment(Point::InitLogsOpened);
     monitor.say(format!("container {}: image {}", plan.container, plan.spec.image_id));
     // 3. The cgroups, limited before anything is in them.
+    fault::call(Point::InitCgroups).step(|| "make cgroups".to_owned())?;
     let group = plan
         .layout
         .make(&plan.container, &plan.config.cgroup)
         .map_err(|error| StepError::said("make cgroups", error))?;
+    fault::moment(Point::InitCgroupsMade);
     monitor.say(format!("limits: cpu {}, memory {} MiB", plan.spec.resource.cpu, plan.spec.resource.mem));
     // 4. The folders.
     rustix::process::chdir(&plan.folder).step(|| format!("enter {}", plan.folder.display()))?;
+    fault::call(Point::InitFolders).step(|| "make the container's folders".to_owned())?;
     rootfs::make_folders(plan.config.rootfs.driver)?;
     // 5. The mounts: the workspace before the root, and none of them seen outside.
     rootfs::make_mounts_private()?;
@@ -86,7 +95,9 @@ fn build(plan: &Plan<'_>, line: &UnixStream, monitor: &mut Monitor) -> Result<Bu
     write_config(plan, &packages)?;
     let image = plan.open_image()?;
     let layers: Vec<_> = image.layers.iter().map(|layer| layer.dir.as_fd()).collect();
+    fault::call(Point::InitUnite).step(|| "unite the root".to_owned())?;
     rootfs::unite_root(plan.config.rootfs.driver, &layers)?;
+    fault::moment(Point::InitUnited);
     rootfs::fit_out(&plan.fittings)?;
     plan.config.mounts.iter().try_for_each(rootfs::mount_entry)?;
     monitor.say(format!("root: {} of {} layers", plan.config.rootfs.driver.as_str(), layers.len() + 1));
@@ -95,6 +106,7 @@ fn build(plan: &Plan<'_>, line: &UnixStream, monitor: &mut Monitor) -> Result<Bu
     namespaces::set_hostname(&plan.config.uts_name).step(|| "set the hostname".to_owned())?;
     namespaces::ready_network(plan.config.network).step(|| "bring loopback up".to_owned())?;
     monitor.flush();
+    fault::moment(Point::InitBuilt);
     Ok(Built { group, streams })
 }
 
@@ -107,16 +119,29 @@ fn open_logs(plan: &Plan<'_>, monitor: &mut Monitor) -> Result<Option<Streams>, 
     }
     // The payload owns its logs and may make one a set-user-ID program: nobody else of this machine gets at it.
     super::make_private_folder(folder).step(|| format!("make log folder {}", folder.display()))?;
-    let open = |log: Log| open_log(folder, log.file_name());
-    monitor.open(open(Log::Monitor)?);
-    Ok(Some(Streams { stdin, stdout: open(Log::Stdout)?, stderr: open(Log::Stderr)? }))
+    // What an earlier launch of this task did is part of its story.
+    monitor.open(open_log(folder, Log::Monitor.file_name())?);
+    let fresh = |log: Log| open_fresh_log(folder, log.file_name());
+    Ok(Some(Streams { stdin, stdout: fresh(Log::Stdout)?, stderr: fresh(Log::Stderr)? }))
 }
 
-/// Empty: a task runs at most once, so what stands there is an earlier launch's that never ran, or was written under
-/// this number before the node lost its journal. Appending: whoever else empties it leaves no hole.
+/// An empty log. A task runs at most once, so what stands there was written under this number before the node lost its
+/// journal: it is somebody's output, and is put aside under the time of its last change.
+fn open_fresh_log(folder: &Path, name: &str) -> Result<File, StepError> {
+    let log = open_log(folder, name)?;
+    let metadata = log.metadata().step(|| format!("look at log {name}"))?;
+    if metadata.len() == 0 {
+        return Ok(log);
+    }
+    let aside = folder.join(format!("{name}.{}", metadata.mtime()));
+    std::fs::rename(folder.join(name), &aside).step(|| format!("put log {name} aside as {}", aside.display()))?;
+    open_log(folder, name)
+}
+
+/// Appending: whoever else empties it leaves no hole.
 fn open_log(folder: &Path, name: &str) -> Result<File, StepError> {
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW | libc::O_TRUNC);
+    options.append(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
     options.open(folder.join(name)).step(|| format!("open log {}", folder.join(name).display()))
 }
 
@@ -160,7 +185,9 @@ fn write_config(plan: &Plan<'_>, packages: &[Package]) -> Result<(), StepError> 
             "# The packages united in /workspace are left out: a mount option cannot spell a path of theirs.\n",
         );
     }
-    std::fs::write("config", text).step(|| "write the container's config".to_owned())
+    fault::call(Point::InitConfig)
+        .and_then(|()| std::fs::write("config", text))
+        .step(|| "write the container's config".to_owned())
 }
 
 /// The answer to "may the command run?".
@@ -185,13 +212,16 @@ fn run_command(
     monitor: &mut Monitor,
     started_at: &mut Option<Timestamp>,
 ) -> Result<End, StepError> {
+    fault::moment(Point::InitTold);
     let payload = spawn(plan, &built)?;
+    fault::moment(Point::InitForked);
     // The payload has its copies; kept here they would only hold its cgroups and logs open.
     drop(built);
     let now = Timestamp::now();
     *started_at = Some(now);
     // The supervisor may be gone by now; it learns the time from the record.
     let _ = (&*line).write_all(now.to_string().as_bytes());
+    fault::moment(Point::InitStarted);
     monitor.say("command started");
     monitor.flush();
     security::drop_init_capabilities().step(|| "drop capabilities".to_owned())?;
@@ -207,7 +237,8 @@ fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Pid, StepError> {
         into_cgroup: built.group.unified.as_ref().map(AsFd::as_fd),
         keep_signals_blocked: false,
     };
-    let child = sys::clone(options, || payload::run(plan, &built.group, built.streams.as_ref(), &theirs))
+    let child = fault::call(Point::InitFork)
+        .and_then(|()| sys::clone(options, || payload::run(plan, &built.group, built.streams.as_ref(), &theirs)))
         .step(|| "fork the command".to_owned())?;
     drop(theirs);
     let mut said = String::new();
@@ -235,10 +266,13 @@ mod tests {
     use crate::scratch::Scratch;
 
     #[test]
-    fn a_log_begins_empty_whoever_wrote_there_before_and_is_then_appended_to() {
+    fn a_log_begins_empty_is_appended_to_and_nothing_written_there_before_is_lost() {
         let scratch = Scratch::new("log");
         scratch.write("task_stdout", "of another life\n");
-        let mut log = open_log(scratch.path(), "task_stdout").unwrap();
+        let changed = std::fs::metadata(scratch.join("task_stdout")).unwrap().mtime();
+        let mut log = open_fresh_log(scratch.path(), "task_stdout").unwrap();
+        let aside = std::fs::read_to_string(scratch.join(format!("task_stdout.{changed}"))).unwrap();
+        assert_eq!(aside, "of another life\n");
         log.write_all(b"one\n").unwrap();
         std::fs::write(scratch.join("task_stdout"), "").unwrap();
         log.write_all(b"two\n").unwrap();
