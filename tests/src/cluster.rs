@@ -71,7 +71,8 @@ impl Cluster {
         Plan::default().run(test);
     }
 
-    fn start(plan: &Plan) -> Cluster {
+    /// Starts it; [`Cluster::finish`] ends it.
+    pub fn start(plan: &Plan) -> Cluster {
         let sandbox = Sandbox::new();
         let start = |(id, plan): (usize, &NodePlan)| Node::start(&sandbox, u32::try_from(id).unwrap_or(u32::MAX), plan);
         let nodes: Vec<Node> = plan.nodes.iter().enumerate().map(start).collect();
@@ -110,7 +111,7 @@ impl Cluster {
     }
 
     /// The master first, so that it places nothing anew; then each node, once it is as it was.
-    fn finish(&mut self) {
+    pub fn finish(&mut self) {
         self.master.daemon().stop();
         for node in &mut self.nodes {
             node.finish();

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
+use wire::fault::VARIABLE;
 
 use crate::http::Request;
 use crate::wait::until;
@@ -18,8 +19,10 @@ const PORTS_TO_TRY: u32 = 5;
 /// Where a binary of this workspace was built: beside the folder of the test binaries.
 pub fn binary(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap_or_else(|error| panic!("cannot find the test binary: {error}"));
-    let profile = tests.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-    let binary = profile.join(name);
+    // A test lies in `deps`, a program of ours beside the daemons.
+    let folders = tests.ancestors().skip(1).take(2);
+    let binary = folders.map(|folder| folder.join(name)).find(|binary| binary.is_file());
+    let binary = binary.unwrap_or_else(|| PathBuf::from(name));
     assert!(binary.is_file(), "{} is not there; run `cargo build --workspace` first", binary.display());
     binary
 }
@@ -34,12 +37,15 @@ pub struct Daemon {
     addr: SocketAddr,
     log: PathBuf,
     child: Option<Child>,
+    /// What is ordered of its next life (see `wire::fault`).
+    fault: Option<String>,
 }
 
 impl Daemon {
     /// Starts `name` with `--listen` and these arguments, and waits until it answers HTTP.
     pub fn start(name: &str, args: Vec<String>, log: PathBuf, before_exec: Option<String>) -> Daemon {
-        let mut daemon = Daemon { binary: binary(name), args, before_exec, addr: free_addr(), log, child: None };
+        let mut daemon =
+            Daemon { binary: binary(name), args, before_exec, addr: free_addr(), log, child: None, fault: None };
         for _ in 1..PORTS_TO_TRY {
             match daemon.launch() {
                 Ok(()) => return daemon,
@@ -55,6 +61,22 @@ impl Daemon {
         assert!(self.child.is_none(), "{} still runs", self.binary.display());
         if let Err(status) = self.launch() {
             panic!("{} did not start again: {status}\n{}", self.binary.display(), self.log());
+        }
+    }
+
+    /// Starts it again with a fault ordered. It may die of that before it answers; then it stays dead.
+    pub fn restart_with_fault(&mut self, fault: &str) {
+        assert!(self.child.is_none(), "{} still runs", self.binary.display());
+        self.fault = Some(fault.to_owned());
+        let launched = self.launch();
+        self.fault = None;
+        if let Err(status) = launched {
+            assert!(
+                self.log().contains("fault point"),
+                "{} did not start: {status}\n{}",
+                self.binary.display(),
+                self.log()
+            );
         }
     }
 
@@ -83,7 +105,7 @@ impl Daemon {
                 shell
             }
         };
-        command.args(listen).args(&self.args);
+        command.args(listen).args(&self.args).envs(self.fault.iter().map(|fault| (VARIABLE, fault)));
         command
     }
 

@@ -43,3 +43,8 @@ pub fn until_none<T: Debug>(wanted: impl Display, mut left: impl FnMut() -> Vec<
 pub fn until_true(wanted: impl Display, mut look: impl FnMut() -> bool) {
     until(wanted, || if look() { Ok(()) } else { Err("not yet") });
 }
+
+/// Lets time pass. Not for a condition, but for things to be half done when a storm strikes.
+pub fn pause(time: Duration) {
+    thread::sleep(time);
+}
