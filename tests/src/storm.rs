@@ -48,6 +48,12 @@ impl Tally {
         self.verdict == Verdict::default() && self.leaked.is_empty()
     }
 
+    /// The counts as cells of a Markdown table.
+    pub fn cells(&self) -> String {
+        let (lost, doubled) = (self.verdict.lost.len(), self.verdict.doubled.len());
+        format!("{} | {} | {lost} | {doubled} | {}", self.faults, self.jobs, self.leaked.len())
+    }
+
     /// With what came of something else.
     pub fn add(&mut self, other: Tally) {
         self.faults += other.faults;
@@ -273,6 +279,16 @@ impl Dice {
     pub fn new(seed: u64) -> Dice {
         // Zero would stay zero.
         Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// For one round of a storm, so that it can be seen again without those before it.
+    pub fn of_round(seed: u64, round: u64) -> Dice {
+        let mut dice = Dice::new(seed ^ round.rotate_left(32));
+        // The first few numbers of like seeds are alike.
+        for _ in 0..8 {
+            dice.next();
+        }
+        dice
     }
 
     fn next(&mut self) -> u64 {

@@ -40,9 +40,8 @@ fn in_a_storm_of_kills_and_faults_no_job_is_lost_doubled_or_leaked() {
         return;
     }
     let mut storm = Storm::start(2);
-    let mut dice = Dice::new(1);
     for number in 1..=100 {
-        let tally = round(&mut storm, &mut dice);
+        let tally = round(&mut storm, &mut Dice::of_round(1, number));
         assert!(tally.is_clean(), "round {number}: {tally:#?}");
     }
     storm.finish();

@@ -1,0 +1,129 @@
+//! `scripts/storm`: kills a cluster for as long as you like and tells what it cost, or walks its fault points.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use lexopt::{Arg, Parser, ValueExt};
+use tests::storm::{Dice, Storm, Tally, round};
+use tests::walk::{steps, take};
+use wire::fault::Process;
+
+const USAGE: &str = "\
+usage: scripts/storm [--rounds N] [--seed S] [--first R] [--nodes N]
+       scripts/storm --points
+
+Starts a master and nodes of its own and, in each round, submits jobs, kills some, and SIGKILLs and restarts daemons at
+random, some of them with a fault ordered; then waits until all is settled and counts jobs lost, doubled and leaked.
+
+  --rounds N   how many rounds                                  [300]
+  --seed S     which storm: the same seed throws the same dice  [1]
+  --first R    begin with round R of it, to see one again       [1]
+  --nodes N    how many nodes                                   [2]
+  --points     one step for each fault point instead, as the table in docs/faults.md
+
+Exit status: 0 if nothing was lost, doubled or leaked. Run as root.
+";
+
+/// How often a line is printed.
+const ROUNDS_A_LINE: u64 = 100;
+/// A storm that goes wrong this often is over.
+const WRONG_ENOUGH: u64 = 10;
+
+struct Wanted {
+    rounds: u64,
+    seed: u64,
+    first: u64,
+    nodes: usize,
+    points: bool,
+}
+
+fn main() -> ExitCode {
+    match wanted() {
+        Ok(Some(wanted)) if wanted.points => walk(),
+        Ok(Some(wanted)) => storm(&wanted),
+        Ok(None) => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("storm: {error}\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn wanted() -> Result<Option<Wanted>, lexopt::Error> {
+    let mut wanted = Wanted { rounds: 300, seed: 1, first: 1, nodes: 2, points: false };
+    let mut parser = Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("rounds") => wanted.rounds = parser.value()?.parse()?,
+            Arg::Long("seed") => wanted.seed = parser.value()?.parse()?,
+            Arg::Long("first") => wanted.first = parser.value()?.parse()?,
+            Arg::Long("nodes") => wanted.nodes = parser.value()?.parse_with(at_least_one)?,
+            Arg::Long("points") => wanted.points = true,
+            Arg::Long("help") | Arg::Short('h') => return Ok(None),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Some(wanted))
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|nodes| *nodes > 0).ok_or_else(|| "not a number from 1 on".to_owned())
+}
+
+fn storm(wanted: &Wanted) -> ExitCode {
+    let mut storm = Storm::start(wanted.nodes);
+    let (mut all, mut wrong) = (Tally::default(), 0);
+    println!("seed {}, {} nodes\n\n  round  faults    jobs    lost doubled  leaked", wanted.seed, wanted.nodes);
+    let mut last = 0;
+    for number in (wanted.first..).take(usize::try_from(wanted.rounds).unwrap_or(usize::MAX)) {
+        let tally = round(&mut storm, &mut Dice::of_round(wanted.seed, number));
+        if !tally.is_clean() {
+            println!("round {number} went wrong: {tally:#?}");
+            wrong += 1;
+        }
+        all.add(tally);
+        last = number;
+        if number.is_multiple_of(ROUNDS_A_LINE) {
+            println!("{number:>7} {all}");
+        }
+        if wrong == WRONG_ENOUGH {
+            break;
+        }
+    }
+    println!("{last:>7} {all}");
+    storm.finish();
+    if all.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn walk() -> ExitCode {
+    println!("| fault | in | when | faults | jobs | lost | doubled | leaked |\n|---|---|---|---|---|---|---|---|");
+    let mut all = Tally::default();
+    let mut unreached = Vec::new();
+    for processes in
+        [&[Process::Supervisor, Process::Sweeper][..], &[Process::Init, Process::Payload], &[Process::Master]]
+    {
+        let mut storm = Storm::start(1);
+        for step in steps(processes) {
+            let taken = take(&mut storm, step);
+            let (point, counts) = (step.point, taken.tally.cells());
+            println!("| `{step}` | {} | {} | {counts} |", point.process().name(), point.meaning());
+            if !taken.tally.is_clean() {
+                eprintln!("{step} went wrong: {:#?}", taken.tally);
+            }
+            if !taken.reached {
+                unreached.push(step.to_string());
+            }
+            all.add(taken.tally);
+        }
+        storm.finish();
+    }
+    println!("| all | | | {} |", all.cells());
+    if !unreached.is_empty() {
+        eprintln!("nobody came to {}", unreached.join(", "));
+    }
+    if all.is_clean() && unreached.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
