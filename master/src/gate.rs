@@ -33,7 +33,7 @@ use wire::http::{Limits, Server};
 
 pub use private_socket::listen_privately;
 pub use relay::LANES;
-use relay::{Relay, SERVER_TOKENS, WAKE};
+use relay::{Relay, SERVER_TOKENS, SPARE_FILES, WAKE};
 
 /// Why there is no gate.
 #[derive(Debug, thiserror::Error)]
@@ -77,11 +77,12 @@ pub struct Gate {
 }
 
 /// Opens the gate: clients come in at `listen`, their requests go on to the HTTP server at the Unix
-/// socket `upstream`, which must be listening already.
-pub fn start(listen: SocketAddr, upstream: PathBuf, limits: Limits) -> Result<Gate, GateError> {
+/// socket `upstream`, which must be listening already. `kept_files`: how many files the rest of the process may ever
+/// have open at once.
+pub fn start(listen: SocketAddr, upstream: PathBuf, limits: Limits, kept_files: usize) -> Result<Gate, GateError> {
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), WAKE)?;
-    let limits = within_file_limit(limits)?;
+    let limits = within_file_limit(limits, kept_files)?;
     let server = Server::bind(listen, limits, poll.registry().try_clone()?, SERVER_TOKENS)
         .map_err(|cause| GateError::Listen { addr: listen, cause })?;
     let addr = server.local_addr()?;
@@ -110,8 +111,8 @@ impl Gate {
     }
 }
 
-/// What the rest of the master may have open: the database for the owner and each worker, nodes, logs, polls.
-const OWN_FILES: usize = 40;
+/// The gate's own: its epoll and the copy in its registry, its waker, two listeners, and a client about to be refused.
+const OWN_FILES: usize = 6 + SPARE_FILES;
 /// A connection to tiny_http: our end, its end, and the copy it makes.
 const FILES_A_LANE: usize = 3;
 /// Fewer clients than this at once are not worth a start.
@@ -119,9 +120,9 @@ const LEAST_CLIENTS: usize = 8;
 
 /// Clients get the file descriptors that nobody else will ever need: tiny_http does not survive a refusal, so it
 /// must not come to one.
-fn within_file_limit(limits: Limits) -> Result<Limits, GateError> {
+fn within_file_limit(limits: Limits, kept_files: usize) -> Result<Limits, GateError> {
     let Some(open_files) = soft_file_limit(Path::new("/proc/self/limits")) else { return Ok(limits) };
-    let others = OWN_FILES + FILES_A_LANE * LANES;
+    let others = kept_files + OWN_FILES + FILES_A_LANE * LANES;
     let connections = limits.connections.min(open_files.saturating_sub(others));
     if connections < LEAST_CLIENTS {
         return Err(GateError::TooFewFiles { open_files, needed: others + LEAST_CLIENTS });

@@ -139,7 +139,7 @@ fn serve(config: &Config) -> Result<(), Fatal> {
         let api = Api::new(Arc::clone(&shared), Reader::open(state_dir.path())?);
         start_worker(number, api, Arc::clone(&server), ended.clone())?;
     }
-    let gate = gate::start(config.listen, socket, Limits::default())?;
+    let gate = gate::start(config.listen, socket, Limits::default(), kept_files(config.nodes.len()))?;
     log::info!("listening on http://{}", gate.local_addr());
 
     start_signals(signals, ended)?;
@@ -154,6 +154,15 @@ fn serve(config: &Config) -> Result<(), Fatal> {
         Ok(End::Http(error)) => Err(Fatal::Http(error.into())),
         Err(_) => Ok(()),
     }
+}
+
+/// How many files all but the gate may ever have open at once. Too low a number would leave tiny_http without one.
+fn kept_files(nodes: usize) -> usize {
+    // Standard streams, the state dir's lock, the signals' pair; the poller's epoll, its copy and its waker.
+    let fixed = 3 + 1 + 2 + 3;
+    // The database and its log for the owner and each worker, one shared index, one that SQLite opens in passing.
+    let database = 2 * (WORKERS + 1) + 2;
+    fixed + database + output::READERS + poller::CONNECTIONS_PER_NODE * nodes
 }
 
 /// Its last turn is committed when this returns.

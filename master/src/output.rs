@@ -21,7 +21,7 @@ use wire::node::Answer;
 use wire::{Log, NodeId, TaskId};
 
 /// Threads that read.
-const READERS: usize = 4;
+pub const READERS: usize = 4;
 /// Reads that may wait for a thread.
 const QUEUE: usize = 64;
 /// How long whoever asked waits for one piece.

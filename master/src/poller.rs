@@ -29,7 +29,7 @@ const CREATE_TASKS: usize = 256;
 /// A node's answer may hold every task it remembers.
 const ANSWER_BYTES: usize = 256 << 20;
 /// Connections per node that can be busy at once: the poll, and the calls beside it.
-const CONNECTIONS_PER_NODE: usize = 3;
+pub const CONNECTIONS_PER_NODE: usize = 3;
 
 /// What the owner wants done. Every order is answered by one [`Heard`], whatever happens.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,14 +3,17 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tests::cluster::{Cluster, Plan};
+use tests::daemon::{binary, run_to_end};
 use tests::http::{Connection, Request, raw};
 use tests::job::{job, job_with};
 use tests::node::NodePlan;
+use tests::sandbox::Sandbox;
 use tests::wait::{until, until_true};
 
 /// More resident memory than this an attack must not win, whatever it sends.
@@ -256,7 +259,7 @@ fn a_burst_of_clients_is_answered_to_the_last() {
 
 #[test]
 fn exhausted_file_descriptors_are_free_again() {
-    for open_files in [96, 128, 160, 256] {
+    for open_files in [108, 128, 160, 256] {
         let few = Some(format!("ulimit -n {open_files}"));
         let mut plan = Plan::of_nodes([NodePlan { before_exec: few.clone(), ..NodePlan::default() }]);
         plan.master.before_exec = few;
@@ -277,6 +280,21 @@ fn exhausted_file_descriptors_are_free_again() {
             assert_eq!(cluster.run(&job("echo still at work")).outcome(), "Finished", "with {open_files} files");
         });
     }
+}
+
+#[test]
+fn a_master_with_too_few_descriptors_for_itself_says_how_many_it_needs() {
+    let sandbox = Sandbox::new();
+    let master = binary("berth-master");
+    let command = format!(
+        "ulimit -n 64; exec {} --listen 127.0.0.1:0 --state-dir {}",
+        master.display(),
+        sandbox.folder("state").display()
+    );
+    let output = run_to_end(Command::new("/bin/sh").args(["-c", &command]));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("cannot serve with 64 open files; hint: ulimit -n"), "{said}");
+    assert!(!output.status.success());
 }
 
 #[test]

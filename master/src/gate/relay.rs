@@ -33,7 +33,7 @@ const RECONNECT: Range<Duration> = Duration::from_millis(100)..Duration::from_se
 /// How long requests in progress may go on once the gate is stopped.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// File descriptors kept back for connecting to tiny_http: our end, its end, and its copy of that.
-const SPARE_FILES: usize = 4;
+pub(super) const SPARE_FILES: usize = 4;
 /// Reads from one lane before the others have their turn.
 const STEPS: usize = 16;
 /// One read from a lane takes at most this much.

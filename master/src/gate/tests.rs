@@ -84,7 +84,7 @@ impl Master {
             probed: AtomicUsize::new(0),
         });
         let workers = (0..WORKERS).map(|_| spawn_worker(&behind)).collect();
-        let gate = start("127.0.0.1:0".parse().unwrap(), path, limits).unwrap();
+        let gate = start("127.0.0.1:0".parse().unwrap(), path, limits, 0).unwrap();
         Master { addr: gate.local_addr(), gate: Some(gate), behind, workers, state_dir }
     }
 
