@@ -22,6 +22,7 @@ use crate::fault;
 use crate::history::{Era, History};
 use crate::journal::{Journal, JournalError};
 use crate::launch::{self, LaunchError, Launcher, Settings, UnionError};
+use crate::log_pages::LogPages;
 use crate::machine;
 use crate::node::{self, Node, Share};
 use crate::oom;
@@ -100,6 +101,7 @@ struct Supervisor {
     polls: LongPolls,
     readers: Readers,
     sweeper: Sweeper,
+    log_pages: LogPages,
     _claim: Claim,
 }
 
@@ -154,6 +156,7 @@ impl Supervisor {
             polls: LongPolls::default(),
             readers: Readers::default(),
             sweeper: Sweeper::default(),
+            log_pages: LogPages::default(),
             _claim: claim,
         })
     }
@@ -184,7 +187,7 @@ impl Supervisor {
 
     /// The least of everybody's deadlines; at once, if there is something to launch.
     fn next_deadline(&self) -> Option<Instant> {
-        let launch = (self.table.has_launches() && self.containers.have_room()).then(Instant::now);
+        let launch = (self.table.has_launches() && self.may_launch()).then(Instant::now);
         let deadlines = [
             launch,
             self.table.next_deadline(),
@@ -192,6 +195,7 @@ impl Supervisor {
             self.polls.next_deadline(),
             self.readers.next_deadline(),
             self.sweeper.next_deadline(),
+            self.log_pages.next_deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -215,6 +219,7 @@ impl Supervisor {
                     self.table.lose_journal();
                 }
             }
+            Event::ChildExited(pid) if self.log_pages.is(pid) => self.log_pages.finish(&self.watcher),
             Event::ChildExited(pid) => self.readers.finish(pid, &self.watcher),
             // The run ends on it before it comes here.
             Event::StopAsked => {}
@@ -273,6 +278,7 @@ impl Supervisor {
         }
         self.sweeper.add(self.containers.take_folders());
         self.sweeper.start_if_due(self.table.journal(), &self.watcher, now.instant);
+        self.log_pages.start_if_due(&self.watcher, now.instant);
         self.table.compact_if_grown();
     }
 
@@ -283,13 +289,21 @@ impl Supervisor {
                 Deed::SayGo => self.containers.say_go(task),
                 Deed::Terminate => self.containers.terminate(task),
                 Deed::Kill => self.containers.kill(task),
-                Deed::Release => self.containers.release(task, now),
+                Deed::Release => {
+                    self.containers.release(task, now);
+                    self.log_pages.add(self.places.logs(task), now.instant);
+                }
             }
         }
     }
 
+    /// Folders must not be made faster than they can be removed, or the disk fills up with what nobody owns.
+    fn may_launch(&self) -> bool {
+        self.containers.have_room() && !self.sweeper.is_behind()
+    }
+
     fn launch_one(&mut self, now: Now) {
-        if !self.containers.have_room() {
+        if !self.may_launch() {
             return;
         }
         let Some(task) = self.table.next_launch() else { return };

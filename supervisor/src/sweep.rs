@@ -24,7 +24,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 /// The most folders one sweep removes: what was written meanwhile waits for its end to be synced.
 const MAX_FOLDERS: usize = 256;
-/// The sweeper gives way to tasks and launches.
+/// With so many folders waiting the sweeper is behind: nothing is launched until it has caught up.
+const BEHIND: usize = 4 * MAX_FOLDERS;
+/// The sweeper gives way to tasks and launches, as long as it keeps up.
 const NICENESS: i32 = 5;
 
 /// The child's exit status.
@@ -74,6 +76,11 @@ impl Sweeper {
         self.waiting.extend(folders);
     }
 
+    /// Whether folders come faster than they can be removed. Those that resist are no reason to wait.
+    pub fn is_behind(&self) -> bool {
+        self.waiting.len() >= BEHIND
+    }
+
     /// When [`Sweeper::start_if_due`] must be called.
     pub fn next_deadline(&self) -> Option<Instant> {
         if self.sweep.is_some() {
@@ -107,9 +114,10 @@ impl Sweeper {
 
     fn start(&mut self, folders: Vec<PathBuf>, journal: &Journal, watcher: &Watcher) -> io::Result<()> {
         let mark = journal.mark();
+        let gives_way = self.waiting.len() < MAX_FOLDERS;
         wire::fault::forks(Process::Sweeper);
         let started = fault::call(Point::SweepFork)
-            .and_then(|()| sys::fork_child(|| sweep(journal.file(), &folders)))
+            .and_then(|()| sys::fork_child(|| sweep(journal.file(), &folders, gives_way)))
             .and_then(|child| watcher.watch_child(child));
         match started {
             Ok(child) => {
@@ -164,13 +172,13 @@ impl Sweeper {
 }
 
 /// The child's whole life. The sync comes first: more waits for it.
-fn sweep(journal: BorrowedFd<'_>, folders: &[PathBuf]) -> i32 {
+fn sweep(journal: BorrowedFd<'_>, folders: &[PathBuf], gives_way: bool) -> i32 {
     // Copies of sockets and lines that live on in here would keep connections and inits from seeing their end.
     let stderr = io::stderr();
     if let Err(error) = sys::close_all_but(&[journal, stderr.as_fd()]) {
         log::warn!("cannot close the sweeper's copies of descriptors: {error}");
     }
-    if let Err(errno) = rustix::process::nice(NICENESS) {
+    if gives_way && let Err(errno) = rustix::process::nice(NICENESS) {
         log::debug!("cannot lower the sweeper's priority: {errno}");
     }
     fault::moment(Point::SweeperBegun);
@@ -225,6 +233,16 @@ mod tests {
         sweeper.add((0..MAX_FOLDERS + 1).map(|number| PathBuf::from(format!("/cont/{number}"))).collect());
         assert_eq!(sweeper.take_folders(Instant::now()).len(), MAX_FOLDERS);
         assert_eq!(sweeper.take_folders(Instant::now()).len(), 1);
+    }
+
+    #[test]
+    fn a_sweeper_is_behind_while_folders_come_faster_than_they_go() {
+        let mut sweeper = Sweeper::default();
+        sweeper.add((0..BEHIND + MAX_FOLDERS).map(|number| PathBuf::from(format!("/cont/{number}"))).collect());
+        assert!(sweeper.is_behind());
+        sweeper.take_folders(Instant::now());
+        sweeper.take_folders(Instant::now());
+        assert!(!sweeper.is_behind());
     }
 
     #[test]

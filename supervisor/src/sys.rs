@@ -75,6 +75,31 @@ pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<Child> {
     clone(CloneOptions::default(), body)
 }
 
+/// A step on a file's way to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteBack {
+    /// Its dirty pages are handed to the disk.
+    Begin,
+    /// What was handed over has arrived.
+    Finish,
+}
+
+/// Writes a file's dirty pages, not what belongs to its inode (sync_file_range(2)): no commit of the filesystem's journal
+/// for each file, as fdatasync would have.
+pub fn write_back(file: BorrowedFd<'_>, step: WriteBack) -> io::Result<()> {
+    let flags = match step {
+        WriteBack::Begin => libc::SYNC_FILE_RANGE_WRITE,
+        WriteBack::Finish => {
+            libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER
+        }
+    };
+    // SAFETY: takes a descriptor and numbers; 0 bytes from 0 on mean all of the file.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Leaves at once: no destructor, no atexit handler and no buffer of the parent's is run a second time.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) takes any status and does not return.
