@@ -1,14 +1,16 @@
 //! At start: the journal against reality. Which tasks live, which ended meanwhile, which never began,
 //! and what is left of nobody.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use wire::fault::Point;
 use wire::{BootId, ContainerId, Reason, TaskId};
 
 use crate::cgroup::{CgroupError, Layout};
-use crate::containers::Containers;
+use crate::containers::{Containers, Dead};
 use crate::fault;
 use crate::history::Era;
 use crate::launch;
@@ -69,6 +71,15 @@ fn fate(same_boot: bool, launched: bool, alive: bool) -> Fate {
     }
 }
 
+/// A task that lives, or may live, could not be taken over. Going on without it would leave its end unseen, or call it
+/// ended while it runs; it is safe where it is, and the next start tries again.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot take over task {task}: {cause}; hint: it goes on without us; start again once the cause is gone")]
+pub struct AdoptError {
+    task: TaskId,
+    cause: io::Error,
+}
+
 /// How many tasks met which fate.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Tally {
@@ -79,12 +90,18 @@ struct Tally {
 }
 
 /// Finds out what became of every unfinished task, and has removed what belongs to none.
-pub fn adopt(table: &mut TaskTable, containers: &mut Containers, of_era: &[Option<usize>], now: Now) {
+pub fn adopt(
+    table: &mut TaskTable,
+    containers: &mut Containers,
+    of_era: &[Option<usize>],
+    now: Now,
+) -> Result<(), AdoptError> {
     let survivors: Vec<(Task, usize)> = table.survivors().map(|(task, era)| (task.clone(), era)).collect();
     let mut tally = Tally::default();
     for (task, era) in survivors {
         let layout = of_era.get(era).copied().flatten();
-        let init = task.init().filter(|_| layout.is_some()).and_then(living);
+        let failed = |cause| AdoptError { task: task.id, cause };
+        let init = task.init().filter(|_| layout.is_some()).map(living).transpose().map_err(failed)?.flatten();
         match fate(layout.is_some(), task.init().is_some(), init.is_some()) {
             Fate::Launch => {
                 tally.launch += 1;
@@ -92,7 +109,7 @@ pub fn adopt(table: &mut TaskTable, containers: &mut Containers, of_era: &[Optio
             }
             Fate::Watch => {
                 tally.watch += 1;
-                watch(table, containers, &task, init, layout.unwrap_or_default(), now);
+                watch(table, containers, &task, init, layout.unwrap_or_default(), now).map_err(failed)?;
             }
             Fate::End => {
                 tally.end += 1;
@@ -113,6 +130,7 @@ pub fn adopt(table: &mut TaskTable, containers: &mut Containers, of_era: &[Optio
         );
     }
     sweep_what_is_nobodys(table, containers, now);
+    Ok(())
 }
 
 fn watch(
@@ -122,38 +140,53 @@ fn watch(
     init: Option<OwnedFd>,
     layout: usize,
     now: Now,
-) {
-    let Some(pidfd) = init else { return };
-    if let Err(error) = containers.adopt(task.id, pidfd, layout) {
-        // Not watching it would leave its end unseen; a supervisor without descriptors cannot go on anyhow.
-        log::error!("cannot watch init of task {}: {error}", task.id);
-        return;
-    }
+) -> io::Result<()> {
+    let Some(pidfd) = init else { return Ok(()) };
+    fault::call(Point::AdoptWatch)?;
+    containers.adopt(task.id, pidfd, layout)?;
     if matches!(task.phase, Phase::Launched { .. }) {
         match containers.has_begun(task.id) {
             true => table.apply(task.id, Event::Started(None), now),
             false => containers.look_for_start(task.id, now),
         }
     }
+    Ok(())
 }
 
-fn end(table: &mut TaskTable, containers: &Containers, task: &Task, layout: Option<usize>, now: Now) {
+fn end(table: &mut TaskTable, containers: &mut Containers, task: &Task, layout: Option<usize>, now: Now) {
     let Some(spec) = task.spec() else { return };
     let event = match task.phase {
-        Phase::Accepted { .. } => Event::LaunchFailed(Reason::NodeRebooted),
+        Phase::Accepted { .. } => Some(Event::LaunchFailed(Reason::NodeRebooted)),
         Phase::Launched { .. } | Phase::Running { .. } | Phase::Stopping { .. } | Phase::Ended { .. } => {
-            containers.end_of(task.id, spec, layout, now)
+            containers.conclude(task.id, Dead::new(spec, layout, true, now), now)
         }
     };
-    table.apply(task.id, event, now);
+    if let Some(event) = event {
+        table.apply(task.id, event, now);
+    }
 }
 
 /// The init with this identity, if it is still alive. The pidfd comes first: should the pid have passed
 /// to another process, that one started later, and should it pass on after this, the pidfd is still init's.
-fn living(init: Init) -> Option<OwnedFd> {
-    let pidfd = rustix::process::pidfd_open(Pid::from_raw(init.pid)?, PidfdFlags::empty()).ok()?;
-    let started = launch::start_time(init.pid).ok()?;
-    (started == init.start_time).then_some(pidfd)
+fn living(init: Init) -> io::Result<Option<OwnedFd>> {
+    fault::call(Point::AdoptLook)?;
+    let Some(pid) = Pid::from_raw(init.pid) else { return Ok(None) };
+    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::SRCH) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let started = match launch::start_time(init.pid) {
+        Ok(started) => started,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok((started == init.start_time).then_some(pidfd))
+}
+
+/// A process that has gone has no file in /proc, or one that cannot be read to its end.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
 /// Kills and removes cgroups and folders that no task owns. A foreground run's are left while it lives.
@@ -198,9 +231,9 @@ mod tests {
     fn a_pid_that_was_given_to_another_process_is_not_taken_for_init() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let start_time = launch::start_time(pid).unwrap();
-        assert!(living(Init { pid, start_time }).is_some());
-        assert!(living(Init { pid, start_time: start_time + 1 }).is_none());
-        assert!(living(Init { pid: i32::MAX, start_time }).is_none());
+        assert!(living(Init { pid, start_time }).unwrap().is_some());
+        assert!(living(Init { pid, start_time: start_time + 1 }).unwrap().is_none());
+        assert!(living(Init { pid: i32::MAX, start_time }).unwrap().is_none());
     }
 
     #[test]

@@ -150,6 +150,16 @@ impl Hierarchy {
         Ok(text)
     }
 
+    /// What a counter says; `None`: this kernel has none of that name, or the group is gone.
+    fn counter(&self, group: &str, file: &str) -> io::Result<Option<String>> {
+        let absent = [Errno::ENOENT, Errno::ENODEV, Errno::EOPNOTSUPP].map(|errno| Some(errno as i32));
+        match self.read(group, file) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if absent.contains(&error.raw_os_error()) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn write(&self, group: &str, file: &str, value: &str) -> Result<(), CgroupError> {
         self.open_for_writing(group, file).and_then(|mut file| file.write_all(value.as_bytes())).map_err(|source| {
             CgroupError::Write { path: self.base.join(group).join(file), value: value.to_owned(), source }
@@ -305,19 +315,21 @@ impl Layout {
         self.hierarchies.iter().filter_map(view).collect()
     }
 
-    /// What the counters of `group` say. Read after the last exit and before the removal.
-    pub fn usage(&self, group: &str) -> Usage {
+    /// What the counters of `group` say. Read after the last exit and before the removal. What this kernel does not
+    /// count, or a group that is gone, says nothing; what cannot be read now is an error, never taken for 0.
+    pub fn usage(&self, group: &str) -> io::Result<Usage> {
         let mut usage = Usage::default();
         if let Some(memory) = self.controller("memory") {
             let (events, peak) = match memory.version {
                 CgroupVersion::V1 => ("memory.oom_control", "memory.max_usage_in_bytes"),
                 CgroupVersion::V2 => ("memory.events", "memory.peak"),
             };
-            usage.oom_kills = memory.read(group, events).ok().and_then(|text| keyed(&text, "oom_kill")).unwrap_or(0);
-            usage.memory_peak_bytes = memory.read(group, peak).ok().and_then(|text| text.trim().parse().ok());
+            let oom_kills = memory.counter(group, events)?.and_then(|text| keyed(&text, "oom_kill"));
+            usage.oom_kills = oom_kills.unwrap_or(0);
+            usage.memory_peak_bytes = memory.counter(group, peak)?.and_then(|text| text.trim().parse().ok());
         }
-        usage.cpu = self.cpu_time(group);
-        usage
+        usage.cpu = self.cpu_time(group)?;
+        Ok(usage)
     }
 
     /// Whether any process is in `group`.
@@ -327,13 +339,14 @@ impl Layout {
     }
 
     /// v2 counts CPU time in every group, whether or not it has the controller.
-    fn cpu_time(&self, group: &str) -> Option<Duration> {
+    fn cpu_time(&self, group: &str) -> io::Result<Option<Duration>> {
         if let Some(unified) = self.unified() {
-            let text = unified.read(group, "cpu.stat").ok()?;
-            return keyed(&text, "usage_usec").map(Duration::from_micros);
+            let text = unified.counter(group, "cpu.stat")?;
+            return Ok(text.and_then(|text| keyed(&text, "usage_usec")).map(Duration::from_micros));
         }
-        let text = self.controller("cpuacct")?.read(group, "cpuacct.usage").ok()?;
-        text.trim().parse().ok().map(Duration::from_nanos)
+        let Some(cpuacct) = self.controller("cpuacct") else { return Ok(None) };
+        let text = cpuacct.counter(group, "cpuacct.usage")?;
+        Ok(text.and_then(|text| text.trim().parse().ok()).map(Duration::from_nanos))
     }
 
     /// SIGKILL to all that is left in `group`, in one pass that waits for nothing.

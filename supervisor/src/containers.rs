@@ -14,14 +14,17 @@ use wire::fault::Point;
 use wire::task::TaskOrigin;
 use wire::{ContainerId, JobSpec, NodeId, Reason, TaskId};
 
-use crate::cgroup::{Layout, Removal, Usage};
+use crate::cgroup::{Layout, Removal};
 use crate::child;
 use crate::event_loop::Watcher;
 use crate::fault;
-use crate::launch::record::{self, End, EndRecord};
+use crate::launch::record;
 use crate::launch::step::Step;
 use crate::launch::{InitLine, LaunchRequest, Launched, Launcher, Logs, Network};
-use crate::task::{Event, Init, Now, outcome};
+use crate::task::{Event, Init, Now};
+
+mod ends;
+pub use ends::Dead;
 
 /// The first pause before a busy cgroup or folder is tried again; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -93,6 +96,8 @@ pub struct Containers {
     unheard: BTreeMap<TaskId, Instant>,
     /// Tasks to be launched again, by when to look whether nothing is in the way any more.
     clearing: BTreeMap<TaskId, Instant>,
+    /// Tasks whose init is gone and whose end could not be read yet.
+    dead: BTreeMap<TaskId, Dead>,
     remnants: BTreeMap<(Instant, u64), Remnant>,
     /// Numbers remnants and folders that were put aside.
     counter: u64,
@@ -118,6 +123,7 @@ impl Containers {
             inits: HashMap::new(),
             unheard: BTreeMap::new(),
             clearing: BTreeMap::new(),
+            dead: BTreeMap::new(),
             remnants: BTreeMap::new(),
             counter: 0,
             folders_to_sweep: Vec::new(),
@@ -257,7 +263,7 @@ impl Containers {
         }
     }
 
-    /// Init's pidfd fired: reaps it and tells how the task ended.
+    /// Init's pidfd fired: reaps it and tells how the task ended, if that can be read at once.
     pub fn reap(&mut self, task: TaskId, spec: &JobSpec, now: Now) -> Option<Event> {
         fault::moment(Point::EndExited);
         // The line may have its last word still to say; when it began is in the record as well.
@@ -272,34 +278,8 @@ impl Containers {
             Ok(None) => log::warn!("init of task {task} was killed"),
             Err(errno) => log::warn!("cannot reap init of task {task}: {errno}"),
         }
-        let record = self.record(task);
         fault::moment(Point::EndReaped);
-        if record.is_none() && !init.told {
-            return Some(Event::NeverRan);
-        }
-        Some(self.end(task, record.as_ref(), spec, Some(init.layout), now))
-    }
-
-    /// What the dead init of a task left behind. `layout`: of this boot; `None` after a reboot.
-    pub fn end_of(&self, task: TaskId, spec: &JobSpec, layout: Option<usize>, now: Now) -> Event {
-        self.end(task, self.record(task).as_ref(), spec, layout, now)
-    }
-
-    fn end(&self, task: TaskId, end: Option<&EndRecord>, spec: &JobSpec, layout: Option<usize>, now: Now) -> Event {
-        if layout.is_some() && end.is_some_and(|record| record.end == End::NeverTold) {
-            return Event::NeverRan;
-        }
-        let usage =
-            layout.map_or_else(Usage::default, |index| self.layouts[index].usage(&ContainerId(task).to_string()));
-        Event::InitExited(outcome(end, &usage, spec.resource.mem, layout.is_none(), now))
-    }
-
-    fn record(&self, task: TaskId) -> Option<EndRecord> {
-        let folder = self.places.folder(&ContainerId(task).to_string());
-        record::read(&folder).unwrap_or_else(|error| {
-            log::error!("cannot read the end record in {}: {error}", folder.display());
-            None
-        })
+        self.conclude(task, Dead::new(spec, Some(init.layout), init.told, now), now)
     }
 
     /// The task is over: its cgroups and its folder are to go.
@@ -427,16 +407,18 @@ impl Containers {
     /// When [`Containers::expire`] must be called.
     pub fn next_deadline(&self) -> Option<Instant> {
         let remnant = self.remnants.first_key_value().map(|((due, _), _)| *due);
-        self.unheard.values().chain(self.clearing.values()).copied().chain(remnant).min()
+        self.unheard.values().chain(self.clearing.values()).copied().chain(remnant).chain(self.next_reading()).min()
     }
 
-    /// Tries again what was busy; tells which adopted tasks have begun.
+    /// Tries again what was busy; tells which adopted tasks have begun, and how those ended that could not be asked before.
     pub fn expire(&mut self, now: Now) -> Vec<(TaskId, Event)> {
         while let Some(entry) = self.remnants.first_entry().filter(|entry| entry.key().0 <= now.instant) {
             let remnant = entry.remove();
             self.try_remnant(remnant, now);
         }
-        due(&self.unheard, now).into_iter().filter_map(|task| self.look(task, now)).collect()
+        let mut events = self.read_ends_again(now);
+        events.extend(due(&self.unheard, now).into_iter().filter_map(|task| self.look(task, now)));
+        events
     }
 
     fn look(&mut self, task: TaskId, now: Now) -> Option<(TaskId, Event)> {

@@ -86,7 +86,7 @@ fn run_container(
         log::warn!("cannot remove {}: {error}", folder.display());
     }
     watched?;
-    Ok(exit_status(ended?.as_ref(), &usage, mem_limit_mib))
+    Ok(exit_status(ended?.as_ref(), &usage?, mem_limit_mib))
 }
 
 /// Lets the command run, and comes back when init is gone, even with an error.

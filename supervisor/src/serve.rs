@@ -47,6 +47,9 @@ pub enum ServeError {
     /// The cgroups are not to be had.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A living task cannot be taken over.
+    #[error(transparent)]
+    Adopt(#[from] adopt::AdoptError),
     /// The launcher cannot be readied.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -144,7 +147,7 @@ impl Supervisor {
         // From here on what is written belongs to our era.
         begin_journal(&mut table, era_is_new)?;
         fault::moment(Point::StartCompacted);
-        adopt::adopt(&mut table, &mut containers, &layouts.of_era, now);
+        adopt::adopt(&mut table, &mut containers, &layouts.of_era, now)?;
         fault::moment(Point::StartAdopted);
         Ok(Supervisor {
             events,
