@@ -73,7 +73,11 @@ impl Cluster {
 
     /// Starts it; [`Cluster::finish`] ends it.
     pub fn start(plan: &Plan) -> Cluster {
-        let sandbox = Sandbox::new();
+        Cluster::start_in(Sandbox::new(), plan)
+    }
+
+    /// [`Cluster::start`] in this sandbox.
+    pub fn start_in(sandbox: Sandbox, plan: &Plan) -> Cluster {
         let start = |(id, plan): (usize, &NodePlan)| Node::start(&sandbox, u32::try_from(id).unwrap_or(u32::MAX), plan);
         let nodes: Vec<Node> = plan.nodes.iter().enumerate().map(start).collect();
         let master = Master::start(&sandbox, &nodes, &plan.master);

@@ -16,10 +16,14 @@ pub struct Sandbox {
 impl Sandbox {
     /// A new one, unlike any other on this machine.
     pub fn new() -> Sandbox {
+        let tmpfs = Path::new("/dev/shm");
+        if tmpfs.is_dir() { Sandbox::below(tmpfs) } else { Sandbox::below(&std::env::temp_dir()) }
+    }
+
+    /// A new one in this folder.
+    pub fn below(base: &Path) -> Sandbox {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("berth-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let tmpfs = Path::new("/dev/shm");
-        let base = if tmpfs.is_dir() { tmpfs.to_owned() } else { std::env::temp_dir() };
         let dir = base.join(&name);
         fs::create_dir(&dir).unwrap_or_else(|error| panic!("cannot create {}: {error}", dir.display()));
         Sandbox { name, dir }

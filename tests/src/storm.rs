@@ -245,13 +245,13 @@ impl Storm {
         }
     }
 
-    /// What is left on the machine once no job is: cgroups and folders of containers, mounts, processes.
+    /// What is left on the machine once no job is: cgroups and folders of containers, mounts, processes. A daemon may
+    /// still die of its fault, on hearing of the last end; what it has left its next life removes.
     fn leaks(&mut self) -> Vec<String> {
-        let daemons: Vec<u32> = std::iter::once(self.cluster.master.daemon().pid())
-            .chain(self.cluster.nodes.iter_mut().map(|node| node.daemon().pid()))
-            .collect();
         let footprint = self.cluster.footprint();
         let gone = eventually(|| {
+            self.raise_the_dead();
+            let daemons = self.pids();
             let folders = self.cluster.nodes.iter().flat_map(crate::node::Node::container_folders);
             let of_tasks =
                 |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-cont"));
@@ -262,6 +262,11 @@ impl Storm {
             if left.is_empty() { Ok(()) } else { Err(left) }
         });
         gone.err().unwrap_or_default()
+    }
+
+    fn pids(&mut self) -> Vec<u32> {
+        let nodes = self.cluster.nodes.iter_mut().map(|node| node.daemon().pid());
+        std::iter::once(self.cluster.master.daemon().pid()).chain(nodes).collect()
     }
 
     /// Stops everything, and checks that nothing at all is left.

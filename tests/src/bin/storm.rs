@@ -5,6 +5,7 @@
 use std::process::ExitCode;
 
 use lexopt::{Arg, Parser, ValueExt};
+use tests::interrupt::Interrupt;
 use tests::storm::{Dice, Storm, Tally, round};
 use tests::walk::{steps, take};
 use wire::fault::Process;
@@ -22,7 +23,7 @@ random, some of them with a fault ordered; then waits until all is settled and c
   --nodes N    how many nodes                                   [2]
   --points     one step for each fault point instead, as the table in docs/faults.md
 
-Exit status: 0 if nothing was lost, doubled or leaked. Run as root.
+Exit status: 0 if nothing was lost, doubled or leaked. Ctrl-C ends it after the round. Run as root.
 ";
 
 /// How often a line is printed.
@@ -39,9 +40,16 @@ struct Wanted {
 }
 
 fn main() -> ExitCode {
+    let interrupt = match Interrupt::expect() {
+        Ok(interrupt) => interrupt,
+        Err(error) => {
+            eprintln!("storm: cannot expect signals: {error}");
+            return ExitCode::from(2);
+        }
+    };
     match wanted() {
-        Ok(Some(wanted)) if wanted.points => walk(),
-        Ok(Some(wanted)) => storm(&wanted),
+        Ok(Some(wanted)) if wanted.points => walk(&interrupt),
+        Ok(Some(wanted)) => storm(&wanted, &interrupt),
         Ok(None) => {
             print!("{USAGE}");
             ExitCode::SUCCESS
@@ -74,7 +82,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|nodes| *nodes > 0).ok_or_else(|| "not a number from 1 on".to_owned())
 }
 
-fn storm(wanted: &Wanted) -> ExitCode {
+fn storm(wanted: &Wanted, interrupt: &Interrupt) -> ExitCode {
     let mut storm = Storm::start(wanted.nodes);
     let (mut all, mut wrong) = (Tally::default(), 0);
     println!("seed {}, {} nodes\n\n  round  faults    jobs    lost doubled  leaked", wanted.seed, wanted.nodes);
@@ -90,7 +98,7 @@ fn storm(wanted: &Wanted) -> ExitCode {
         if number.is_multiple_of(ROUNDS_A_LINE) {
             println!("{number:>7} {all}");
         }
-        if wrong == WRONG_ENOUGH {
+        if wrong == WRONG_ENOUGH || interrupt.came() {
             break;
         }
     }
@@ -99,7 +107,7 @@ fn storm(wanted: &Wanted) -> ExitCode {
     if all.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn walk() -> ExitCode {
+fn walk(interrupt: &Interrupt) -> ExitCode {
     println!("| fault | in | when | faults | jobs | lost | doubled | leaked |\n|---|---|---|---|---|---|---|---|");
     let mut all = Tally::default();
     let mut unreached = Vec::new();
@@ -107,7 +115,7 @@ fn walk() -> ExitCode {
         [&[Process::Supervisor, Process::Sweeper][..], &[Process::Init, Process::Payload], &[Process::Master]]
     {
         let mut storm = Storm::start(1);
-        for step in steps(processes) {
+        for step in steps(processes).into_iter().take_while(|_| !interrupt.came()) {
             let taken = take(&mut storm, step);
             let (point, counts) = (step.point, taken.tally.cells());
             println!("| `{step}` | {} | {} | {counts} |", point.process().name(), point.meaning());
