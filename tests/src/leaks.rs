@@ -44,6 +44,11 @@ impl Footprint {
         Footprint { folder: format!("{}/", sandbox.dir().display()), cgroup_name: format!("{}-", sandbox.name()) }
     }
 
+    /// All that carries the name of any sandbox that begins like this.
+    pub fn of_all(prefix: &str) -> Footprint {
+        Footprint { folder: format!("/{prefix}"), cgroup_name: prefix.to_owned() }
+    }
+
     /// What is there now.
     pub fn look(&self) -> Leaks {
         Leaks { cgroups: self.cgroups(), mounts: self.mounts(), processes: self.processes() }

@@ -23,7 +23,7 @@ impl Sandbox {
     /// A new one in this folder.
     pub fn below(base: &Path) -> Sandbox {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("berth-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{}{}", prefix(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = base.join(&name);
         fs::create_dir(&dir).unwrap_or_else(|error| panic!("cannot create {}: {error}", dir.display()));
         Sandbox { name, dir }
@@ -63,6 +63,21 @@ impl Drop for Sandbox {
             eprintln!("cannot remove {}: {error}", self.dir.display());
         }
     }
+}
+
+/// What the name of every sandbox of this process begins with.
+fn prefix() -> String {
+    format!("berth-test-{}-", std::process::id())
+}
+
+/// For a program that ends at a panic without unwinding, as release builds do: what its sandboxes hold is removed all the
+/// same. The folders stay, with the daemons' last words.
+pub fn remove_all_on_panic() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        Footprint::of_all(&prefix()).remove();
+    }));
 }
 
 /// Whether this test process may make containers; says so aloud when it may not.

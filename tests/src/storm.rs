@@ -1,8 +1,9 @@
-//! A cluster whose daemons die at any moment, by a SIGKILL or at a fault point, and are started again; and the checks
-//! after it: no job lost, none doubled, nothing leaked.
+//! A cluster whose daemons and inits die at any moment, by a SIGKILL or at a fault point, and whose daemons are started
+//! again; and the checks after it: no job lost, none doubled, nothing leaked.
 //!
 //! Whoever speaks to it must expect no answer. Random choices come from a seed, so that a round can be told by its number.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use wire::fault::{Kind as PointKind, Point, Process};
 use crate::cluster::{Cluster, Plan};
 use crate::http::{Request, Response};
 use crate::job::{Job, is_final};
+use crate::leaks::{Process as Running, end};
 use crate::ledger::{self, Kind, Ledger, Verdict};
 use crate::node::NodePlan;
 use crate::wait::{eventually, pause};
@@ -78,6 +80,8 @@ pub struct Storm {
     ledger: Ledger,
     share: PathBuf,
     faults: u64,
+    /// Tasks whose init a stranger has killed, by node: how they ended may be lost.
+    orphaned: BTreeSet<(i64, i64)>,
 }
 
 impl Storm {
@@ -86,7 +90,7 @@ impl Storm {
         let node = NodePlan { flags: vec!["--grace".into(), "300ms".into()], ..NodePlan::default() };
         let cluster = Cluster::start(&Plan::of_nodes(vec![node; nodes]));
         let share = cluster.sandbox().folder("share");
-        Storm { cluster, ledger: Ledger::default(), share, faults: 0 }
+        Storm { cluster, ledger: Ledger::default(), share, faults: 0, orphaned: BTreeSet::new() }
     }
 
     /// The cluster.
@@ -152,6 +156,26 @@ impl Storm {
         }
     }
 
+    /// SIGKILL to the init of a task that runs, as an operator with a wrong pid would.
+    pub fn strike_an_init(&mut self, dice: &mut Dice) {
+        let running = self.cluster.footprint().processes();
+        let commands: Vec<(&Running, (i64, i64))> =
+            running.iter().filter_map(|process| Some((process, task_of(&process.cgroup)?))).collect();
+        if commands.is_empty() {
+            return;
+        }
+        let (command, task) = dice.choose(&commands);
+        // Its parent is init, or a shell in the same container: then only a child of the command is without its parent.
+        let Some(init) = parent(command.pid).and_then(|pid| running.iter().find(|process| process.pid == pid)) else {
+            return;
+        };
+        if task_of(&init.cgroup).is_none() {
+            self.faults += 1;
+            self.orphaned.insert(task);
+            end(init);
+        }
+    }
+
     /// Starts a daemon again; `fault`: what is to happen to it. One that dies of that before it answers stays dead.
     pub fn start_again(&mut self, who: Who, fault: Option<&str>) {
         let daemon = match who {
@@ -206,7 +230,10 @@ impl Storm {
             if open.is_empty() { Ok(jobs) } else { Err(open) }
         });
         let mut verdict = match ended {
-            Ok(jobs) => self.ledger.judge(&jobs, &ledger::runs(&self.share)),
+            Ok(jobs) => {
+                self.allow_the_orphaned_to_be_lost(&jobs);
+                self.ledger.judge(&jobs, &ledger::runs(&self.share))
+            }
             Err(open) => Verdict { lost: open, doubled: Vec::new() },
         };
         verdict.lost.sort();
@@ -219,6 +246,15 @@ impl Storm {
         self.ledger.clear();
         ledger::remove_logs(&self.share);
         tally
+    }
+
+    fn allow_the_orphaned_to_be_lost(&mut self, jobs: &[Job]) {
+        let orphaned = std::mem::take(&mut self.orphaned);
+        for job in jobs.iter().filter(|job| orphaned.contains(&(job.node_id, job.task_id))) {
+            if self.ledger.entries().any(|(name, _)| *name == job.name) {
+                self.ledger.entry(&job.name).or = Some(("Failed: lost".to_owned(), String::new()));
+            }
+        }
     }
 
     /// A submission that was not answered may have been taken all the same.
@@ -275,6 +311,20 @@ impl Storm {
     }
 }
 
+/// Which task a process belongs to, by the name of its cgroup: `...-node1/t17-cont`.
+fn task_of(cgroup: &str) -> Option<(i64, i64)> {
+    let (path, container) = cgroup.lines().find_map(|line| line.trim_end().rsplit_once("/t"))?;
+    let task = container.strip_suffix("-cont")?.parse().ok()?;
+    let node = path.rsplit_once("-node")?.1.parse().ok()?;
+    Some((node, task))
+}
+
+/// The parent of a process (proc(5), PPid).
+fn parent(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
 /// A pseudo-random sequence (xorshift64*, Vigna 2016): the same for the same seed, everywhere.
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
@@ -314,11 +364,11 @@ impl Dice {
     }
 }
 
-/// One round: jobs, kills, SIGKILLs and faults in any order, until everything has settled.
+/// One round: jobs, kills, SIGKILLs of daemons and inits, and faults, in any order, until everything has settled.
 pub fn round(storm: &mut Storm, dice: &mut Dice) -> Tally {
     let mut names: Vec<String> = Vec::new();
     for _ in 0..dice.roll(8) + 3 {
-        match dice.roll(10) {
+        match dice.roll(11) {
             0..=4 => names.push(storm.submit(any_kind(dice))),
             5 if !names.is_empty() => {
                 let name = names[usize::try_from(dice.roll(names.len() as u64)).unwrap_or_default()].clone();
@@ -330,6 +380,7 @@ pub fn round(storm: &mut Storm, dice: &mut Dice) -> Tally {
                 kill_and_start_again(storm, Who::Node(node), dice);
             }
             8 => kill_and_start_again(storm, Who::Master, dice),
+            9 => storm.strike_an_init(dice),
             // Time for things to be half done.
             _ => pause(Duration::from_millis(dice.roll(120))),
         }
@@ -380,4 +431,17 @@ fn any_fault(who: Who, dice: &mut Dice) -> String {
 /// What the master says of itself, for the message of a failed check.
 pub fn nodes_of(storm: &Storm) -> Value {
     storm.ask(&Request::get("/node/table").accept("application/json")).map_or(json!(null), |answer| answer.json())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_by_its_cgroup_to_be_of_a_task_of_a_node() {
+        let cgroup = "8:pids:/berth-test-7-0-node1/t17-cont\n0::/berth-test-7-0-node1/t17-cont\n";
+        assert_eq!(task_of(cgroup), Some((1, 17)));
+        assert_eq!(task_of("0::/berth-test-7-0-node1\n"), None);
+        assert_eq!(task_of("0::/test\n"), None);
+    }
 }

@@ -25,6 +25,7 @@ Exit status: 0 if all was flat, 1 if something grew or Ctrl-C ended it early. Ru
 const LOOKS: u64 = 20;
 
 fn main() -> ExitCode {
+    tests::sandbox::remove_all_on_panic();
     match wanted() {
         Ok(Some((containers, dir))) => soak(containers, &dir),
         Ok(None) => {

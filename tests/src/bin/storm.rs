@@ -40,6 +40,7 @@ struct Wanted {
 }
 
 fn main() -> ExitCode {
+    tests::sandbox::remove_all_on_panic();
     let interrupt = match Interrupt::expect() {
         Ok(interrupt) => interrupt,
         Err(error) => {
