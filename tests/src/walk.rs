@@ -43,6 +43,11 @@ pub fn steps(processes: &[Process]) -> Vec<Step> {
     points.flat_map(steps_at).collect()
 }
 
+/// How a step's line in docs/faults.md begins.
+pub fn row(step: Step) -> String {
+    format!("| `{step}` | {} | {} |", step.point.process().name(), step.point.meaning())
+}
+
 fn steps_at(point: Point) -> Vec<Step> {
     let errors: &[Errno] = match point.kind() {
         PointKind::Moment => &[],

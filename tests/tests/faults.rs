@@ -3,7 +3,7 @@
 
 use tests::sandbox::is_root;
 use tests::storm::{Dice, Storm, round};
-use tests::walk::{steps, take};
+use tests::walk::{row, steps, take};
 use wire::fault::Process;
 
 fn walk(processes: &[Process]) {
@@ -45,6 +45,21 @@ fn in_a_storm_of_kills_and_faults_no_job_is_lost_doubled_or_leaked() {
         assert!(tally.is_clean(), "round {number}: {tally:#?}");
     }
     storm.finish();
+}
+
+#[test]
+fn the_table_in_the_docs_has_every_point_and_nothing_but_zeros() {
+    const PROCESSES: [Process; 5] =
+        [Process::Supervisor, Process::Sweeper, Process::Init, Process::Payload, Process::Master];
+    let table = include_str!("../../docs/faults.md");
+    let known: Vec<String> = steps(&PROCESSES).into_iter().map(row).collect();
+    for row in &known {
+        let line = table.lines().find(|line| line.starts_with(row.as_str()));
+        let line = line.unwrap_or_else(|| panic!("docs/faults.md is out of date, it lacks {row}"));
+        assert!(line.ends_with("| 0 | 0 | 0 |"), "{line}");
+    }
+    let listed = table.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(listed, known.len(), "docs/faults.md lists points that are no more");
 }
 
 #[test]
