@@ -39,13 +39,16 @@ pub struct Daemon {
     child: Option<Child>,
     /// What is ordered of its next life (see `wire::fault`).
     fault: Option<String>,
+    /// More of its environment, from its next life on.
+    environment: Vec<(String, String)>,
 }
 
 impl Daemon {
     /// Starts `name` with `--listen` and these arguments, and waits until it answers HTTP.
     pub fn start(name: &str, args: Vec<String>, log: PathBuf, before_exec: Option<String>) -> Daemon {
-        let mut daemon =
-            Daemon { binary: binary(name), args, before_exec, addr: free_addr(), log, child: None, fault: None };
+        let (binary, addr) = (binary(name), free_addr());
+        let environment = Vec::new();
+        let mut daemon = Daemon { binary, args, before_exec, addr, log, child: None, fault: None, environment };
         for _ in 1..PORTS_TO_TRY {
             match daemon.launch() {
                 Ok(()) => return daemon,
@@ -62,6 +65,18 @@ impl Daemon {
         if let Err(status) = self.launch() {
             panic!("{} did not start again: {status}\n{}", self.binary.display(), self.log());
         }
+    }
+
+    /// Sets a variable of its environment, from its next life on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Starts it though it may refuse to: what it said on stderr if it did.
+    pub fn try_restart(&mut self) -> Result<(), String> {
+        assert!(self.child.is_none(), "{} still runs", self.binary.display());
+        let before = self.log().len();
+        self.launch().map_err(|_| self.log().split_off(before))
     }
 
     /// Starts it again with a fault ordered. It may die of that before it answers; then it stays dead.
@@ -105,7 +120,8 @@ impl Daemon {
                 shell
             }
         };
-        command.args(listen).args(&self.args).envs(self.fault.iter().map(|fault| (VARIABLE, fault)));
+        command.args(listen).args(&self.args).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.envs(self.fault.iter().map(|fault| (VARIABLE, fault)));
         command
     }
 

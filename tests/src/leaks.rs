@@ -30,6 +30,45 @@ pub struct Process {
     pub cgroup: String,
 }
 
+impl Process {
+    /// Sends it a signal from outside of its container. It must be there.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let sent = pid.map(|pid| kill_process(pid, signal));
+        assert_eq!(sent, Some(Ok(())), "{signal:?} to {self:?}");
+    }
+
+    /// Stops it (SIGSTOP), and waits until the kernel says that it is.
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        until(format!("{self:?} to be stopped"), || {
+            let state = self.state();
+            if state == 'T' { Ok(()) } else { Err(state) }
+        });
+    }
+
+    /// Waits until a signal was sent to it that it has not taken yet: `ShdPnd` of `/proc/<pid>/status`, a bit a signal.
+    #[track_caller]
+    pub fn wait_pending(&self, signal: Signal) {
+        until(format!("{signal:?} to be pending for {self:?}"), || {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+            let line =
+                status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap_or_default().trim().to_owned();
+            let pending = u64::from_str_radix(&line, 16).unwrap_or(0);
+            if pending & (1 << (signal.as_raw() - 1)) == 0 { Err(line) } else { Ok(()) }
+        });
+    }
+
+    /// Its state: field 3 of `/proc/<pid>/stat`; `X` once it is gone.
+    pub fn state(&self) -> char {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let after_name = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start().to_owned()).unwrap_or_default();
+        after_name.chars().next().unwrap_or('X')
+    }
+}
+
 /// What was found.
 #[derive(Default)]
 pub struct Leaks {

@@ -11,7 +11,7 @@ use crate::daemon::{Daemon, binary, run_to_end};
 use crate::http::{Request, Response};
 use crate::image;
 use crate::job::is_final;
-use crate::leaks::Footprint;
+use crate::leaks::{Footprint, Process};
 use crate::sandbox::{Sandbox, is_root};
 use crate::wait::{until, until_none};
 
@@ -231,6 +231,18 @@ impl Node {
     /// What of its sandbox is on the machine.
     pub fn footprint(&self) -> &Footprint {
         &self.footprint
+    }
+
+    /// The init of the only task: a clone of the supervisor that was never exec'd, so its command line is the
+    /// supervisor's.
+    #[track_caller]
+    pub fn monitor(&mut self) -> Process {
+        let daemon = if self.daemon.is_up() { self.daemon.pid() } else { 0 };
+        until("the monitor of a task", || {
+            let all = self.footprint.processes();
+            let is_monitor = |process: &&Process| process.pid != daemon && process.cmdline.contains(SUPERVISOR);
+            all.iter().find(is_monitor).cloned().ok_or(all)
+        })
     }
 
     /// SIGKILL to the supervisor; its tasks go on.

@@ -27,7 +27,8 @@ use super::record::End;
 ///      └──the command is gone──▶ that end
 /// ```
 ///
-/// A second reason to stop changes nothing: what stopped it first is what it ended by.
+/// A second reason to stop changes nothing: what stopped it first is what it ended by. Nor does a reason that is heard
+/// together with the command's own end: it had ended before anybody stopped it.
 #[derive(Debug)]
 pub struct Watch<'p> {
     plan: &'p Plan<'p>,
@@ -57,11 +58,10 @@ impl<'p> Watch<'p> {
     pub fn until_the_end(&mut self, monitor: &mut Monitor) -> nix::Result<End> {
         loop {
             let happened = self.wait()?;
-            if happened.child {
-                // A SIGCHLD stands for any number of exits, so all are reaped.
-                if let Some(end) = self.reap()? {
-                    return Ok(self.stopping.take().unwrap_or(end));
-                }
+            // Whatever woke us, the command may be gone already: a signalfd gives the lowest number first, so SIGTERM
+            // before a SIGCHLD that was there earlier. And a SIGCHLD stands for any number of exits: all are reaped.
+            if let Some(end) = self.reap()? {
+                return Ok(self.stopping.take().unwrap_or(end));
             }
             if happened.asked_to_stop {
                 self.stop(End::Killed, "asked to stop", monitor)?;
@@ -109,7 +109,6 @@ impl<'p> Watch<'p> {
         let (signalled, time, parent_gone) = (ready(0), ready(1), ready(2));
         let mut happened = Happened { parent_gone, ..Happened::default() };
         if signalled && let Some(info) = self.signals.read_signal()? {
-            happened.child = info.ssi_signo == libc::SIGCHLD.cast_unsigned();
             // A sender outside our pid namespace has no pid in it, and only the kernel can say that a user sent it
             // (rt_sigqueueinfo(2) may claim any pid, but not SI_USER): the payload cannot stop its own init.
             let from_outside = info.ssi_pid == 0 && info.ssi_code == libc::SI_USER;
@@ -159,7 +158,6 @@ impl<'p> Watch<'p> {
 /// What one wait of [`Watch`] brought.
 #[derive(Default)]
 struct Happened {
-    child: bool,
     asked_to_stop: bool,
     parent_gone: bool,
     alarms: Vec<Alarm>,
