@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use wire::fault::Point;
-use wire::{BootId, ContainerId, Reason, TaskId};
+use wire::{BootId, ContainerId, TaskId};
 
 use crate::cgroup::{CgroupError, Layout};
 use crate::containers::{Containers, Dead};
@@ -57,8 +57,8 @@ enum Fate {
     Watch,
     /// Its init is gone: its record says how it ended.
     End,
-    /// The machine was booted anew. Even one without a launch on record may have run: the record's
-    /// line may be among those that a power cut took.
+    /// The machine was booted anew. Its record, if it has one, says how it ended before that. Even one without a launch
+    /// in the journal may have run: that line may be among those that a power cut took. So it is not launched again.
     Rebooted,
 }
 
@@ -155,13 +155,7 @@ fn watch(
 
 fn end(table: &mut TaskTable, containers: &mut Containers, task: &Task, layout: Option<usize>, now: Now) {
     let Some(spec) = task.spec() else { return };
-    let event = match task.phase {
-        Phase::Accepted { .. } => Some(Event::LaunchFailed(Reason::NodeRebooted)),
-        Phase::Launched { .. } | Phase::Running { .. } | Phase::Stopping { .. } | Phase::Ended { .. } => {
-            containers.conclude(task.id, Dead::new(spec, layout, true, now), now)
-        }
-    };
-    if let Some(event) = event {
+    if let Some(event) = containers.conclude(task.id, Dead::new(spec, layout, true, now), now) {
         table.apply(task.id, event, now);
     }
 }

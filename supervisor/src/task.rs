@@ -97,7 +97,7 @@ pub enum Start {
 ///      │                       └─kill─▶ Stopping ◀──┘kill                   │
 ///      │                                 │  ▲ │                             │
 ///      │                deadline passed──┘──┘ └──init exited, never ran─────┤
-///      └──launch failed, kill───────────────────────────────────────────────┘
+///      └──launch failed, kill, init exited──────────────────────────────────┘
 /// ```
 ///
 /// - **launched**: init exists and waits. It is told to go only after the journal knows who it is.
@@ -106,7 +106,8 @@ pub enum Start {
 /// - **kill**: init is asked to end the task; it keeps the grace period by itself.
 /// - **deadline passed**: init did not manage; now init itself and the cgroup are killed, again
 ///   and again with growing pauses, since a process in uninterruptible sleep dies only afterwards.
-/// - **init exited**: nothing of the task is alive any more (pid_namespaces(7)); its end record says how it went.
+/// - **init exited**: nothing of the task is alive any more (pid_namespaces(7)); its end record says how it went. Of an
+///   accepted task only after a reboot, whose power cut took the line of the launch and left the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
     /// In the journal, waiting for its turn to be launched.
@@ -320,11 +321,10 @@ fn step(phase: Phase, event: Event, now: Now) -> (Phase, Vec<Action>) {
             end(Outcome::without_a_run(State::Failed, Some(cause), now))
         }
         (Phase::Accepted { .. }, Event::KillRequested { .. }) => end(Outcome::without_a_run(State::Killed, None, now)),
-        // There is no init yet that could start anything, be late, or exit.
-        (
-            phase @ Phase::Accepted { .. },
-            Event::Started(_) | Event::DeadlinePassed | Event::InitExited(_) | Event::NeverRan,
-        ) => stay(phase),
+        // After a power cut: the line of its launch was not on the disk yet, its end record was.
+        (Phase::Accepted { .. }, Event::InitExited(outcome)) => end(outcome),
+        // There is no init yet that could start anything, be late, or leave.
+        (phase @ Phase::Accepted { .. }, Event::Started(_) | Event::DeadlinePassed | Event::NeverRan) => stay(phase),
 
         (Phase::Launched { spec, init }, Event::Started(at)) => {
             (Phase::Running { spec, init, since: at }, vec![Action::Tell(Change::Started(at))])
@@ -571,6 +571,13 @@ mod tests {
     }
 
     #[test]
+    fn init_exited_ends_an_accepted_task_whose_launch_a_power_cut_took_from_the_journal() {
+        let (phase, actions) = step(accepted(), Event::InitExited(well()), Now::read());
+        assert!(matches!(phase, Phase::Ended { outcome } if outcome.status == State::Finished));
+        assert_eq!(actions, [Action::Tell(Change::Ended), Action::Release]);
+    }
+
+    #[test]
     fn kill_ends_an_accepted_task_at_once() {
         let (phase, actions) = step(accepted(), KILL, Now::read());
         let Phase::Ended { outcome } = phase else { panic!("{phase:?}") };
@@ -688,7 +695,7 @@ mod tests {
             assert_eq!(step(ended.clone(), event.clone(), now), (ended.clone(), vec![]), "{event:?}");
         }
         let impossible: [(Phase, &[usize]); 4] = [
-            (accepted(), &[2, 4, 5, 6]),
+            (accepted(), &[2, 4, 6]),
             (launched(), &[0, 1, 4]),
             (running(), &[0, 1, 2, 4]),
             (stopping(now, 1), &[0, 1, 2, 3]),
@@ -724,6 +731,26 @@ mod tests {
         assert_eq!(judge(End::Exited { code: 0 }), (State::Finished, None, Some(0)));
         assert_eq!(judge(End::Killed), (State::Killed, None, None));
         assert_eq!(judge(End::TimedOut), (State::Timeout, None, None));
+    }
+
+    #[test]
+    fn every_recorded_end_is_what_it_was_whether_or_not_the_node_was_booted_anew_since() {
+        let launch = || End::LaunchFailed { step: "unite the root".into(), cause: "ENOMEM".into() };
+        let failed = Reason::LaunchFailed { step: "unite the root".into(), cause: "ENOMEM".into() };
+        let ends = [
+            (End::Exited { code: 0 }, State::Finished, None),
+            (End::Exited { code: 3 }, State::Failed, Some(Reason::ExitCode { code: 3 })),
+            (End::Signaled { signal: 9 }, State::Failed, Some(Reason::Signal { signal: 9 })),
+            (End::TimedOut, State::Timeout, None),
+            (End::Killed, State::Killed, None),
+            (launch(), State::Failed, Some(failed)),
+        ];
+        for (end, state, reason) in ends {
+            for rebooted in [false, true] {
+                let judged = classify(Some(&record(end.clone())), &Usage::default(), 64, rebooted);
+                assert_eq!((judged.0, &judged.1), (state, &reason), "{end:?}, rebooted: {rebooted}");
+            }
+        }
     }
 
     #[test]
