@@ -10,7 +10,7 @@ use wire::access::{Refused, comes_from_browser};
 use wire::http::{ConnectionId, Method, Request, Response};
 use wire::node::{Answer, Created, Events, Refusal, RefusalCode};
 use wire::task::TaskRequest;
-use wire::{BadInput, EventNumber, InstanceId, TaskId, json};
+use wire::{BadInput, EventNumber, InstanceId, JobId, TaskId, json};
 
 use crate::output::OutputRequest;
 use crate::task::Now;
@@ -32,6 +32,8 @@ pub enum Reply {
         after: EventNumber,
         /// How long it waits at most.
         until: Instant,
+        /// Who asks.
+        master: Option<InstanceId>,
     },
     /// Give the connection to a reader.
     Output(OutputRequest),
@@ -175,20 +177,28 @@ fn events(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
     let after = request.query.get("after").map_or(Ok(EventNumber(0)), str::parse);
     let wait = request.query.get("wait_ms").map_or(Ok(0), wait_ms);
     let master = request.query.get("master").map(|name| InstanceId(name.to_owned()));
-    match (after, wait) {
-        (Ok(mut after), Ok(wait)) => {
+    let jobs = request.query.get("jobs").map_or(Ok(JobId(0)), jobs);
+    match (after, wait, jobs) {
+        (Ok(mut after), Ok(wait), Ok(jobs)) => {
             // A page of another site can make a browser ask, but not make us forget.
             if !comes_from_browser(&request.headers) {
                 after = table.acknowledge(after, master.as_ref());
+                if let Some(master) = &master {
+                    table.hear_of(master, jobs);
+                }
             }
             if wait == 0 || table.last_event() > after {
-                Reply::Now(news(table, after))
+                Reply::Now(news(table, after, master.as_ref()))
             } else {
-                Reply::Later { after, until: now.instant + Duration::from_millis(wait) }
+                Reply::Later { after, until: now.instant + Duration::from_millis(wait), master }
             }
         }
-        (Err(bad), _) | (_, Err(bad)) => Reply::Now(refused(bad.into())),
+        (Err(bad), _, _) | (_, Err(bad), _) | (_, _, Err(bad)) => Reply::Now(refused(bad.into())),
     }
+}
+
+fn jobs(text: &str) -> Result<JobId, BadInput> {
+    text.parse().map_err(|bad: BadInput| BadInput::new("jobs", bad.message))
 }
 
 fn wait_ms(text: &str) -> Result<u64, BadInput> {
@@ -196,10 +206,11 @@ fn wait_ms(text: &str) -> Result<u64, BadInput> {
     number.ok_or_else(|| BadInput::new("wait_ms", format!("{text:?} is not from 0 to {MAX_WAIT_MS}")))
 }
 
-/// Everything that changed after `after`, and what is free now.
-fn news(table: &TaskTable, after: EventNumber) -> Response {
+/// Everything that changed after `after`, what is free now, and what is remembered of the master that asks.
+fn news(table: &TaskTable, after: EventNumber, master: Option<&InstanceId>) -> Response {
     let resource = table.node().resource(table.free(), table.living());
-    done(Events { last: table.last_event(), events: table.changes_after(after), resource })
+    let remembered = master.and_then(|master| table.remembered(master, after == EventNumber(0)));
+    done(Events { last: table.last_event(), events: table.changes_after(after), resource, remembered })
 }
 
 /// A task that was forgotten still has its logs, so only a number never given out is refused here.
@@ -220,6 +231,7 @@ struct Waiter {
     connection: ConnectionId,
     after: EventNumber,
     until: Instant,
+    master: Option<InstanceId>,
 }
 
 /// The long polls that wait.
@@ -230,8 +242,8 @@ pub struct LongPolls {
 
 impl LongPolls {
     /// One more.
-    pub fn park(&mut self, connection: ConnectionId, after: EventNumber, until: Instant) {
-        self.waiters.push(Waiter { connection, after, until });
+    pub fn park(&mut self, connection: ConnectionId, after: EventNumber, until: Instant, master: Option<InstanceId>) {
+        self.waiters.push(Waiter { connection, after, until, master });
     }
 
     /// The asker has gone.
@@ -251,7 +263,8 @@ impl LongPolls {
     pub fn take_answers(&mut self, table: &TaskTable, now: Now) -> Vec<(ConnectionId, Response)> {
         let last = table.last_event();
         let due = |waiter: &mut Waiter| waiter.after < last || waiter.until <= now.instant;
-        self.waiters.extract_if(.., due).map(|waiter| (waiter.connection, news(table, waiter.after))).collect()
+        let answer = |waiter: Waiter| (waiter.connection, news(table, waiter.after, waiter.master.as_ref()));
+        self.waiters.extract_if(.., due).map(answer).collect()
     }
 }
 

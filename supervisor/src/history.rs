@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use wire::task::{TaskReport, TaskRequest};
-use wire::{BootId, EventNumber, TaskId};
+use wire::{BootId, EventNumber, InstanceId, TaskId};
 
 use crate::cgroup::Bases;
 use crate::journal::{MAX_UNSYNCED, Record};
+use crate::masters::Masters;
 use crate::task::Init;
 
 /// A stretch of the journal written by supervisors that used the same cgroups in the same boot.
@@ -45,6 +46,8 @@ pub struct History {
     pub unfinished: BTreeMap<TaskId, Unfinished>,
     /// Tasks whose end no master has acknowledged.
     pub ended: BTreeMap<TaskId, TaskReport>,
+    /// What is known of masters beyond these.
+    pub masters: Masters,
     /// The last task id given out.
     pub last_task: u64,
     /// The last event number given out.
@@ -89,9 +92,9 @@ impl History {
             Record::Forgotten { task } => {
                 self.ended.remove(&task);
             }
-            Record::Acknowledged { after, master } => {
-                self.ended.retain(|_, report| report.event > after || report.key.master != master);
-            }
+            Record::Acknowledged { after, master } => self.acknowledge(after, master.as_ref()),
+            Record::HeardOf { master, job } => self.masters.heard_of(&master, job),
+            Record::Master { master, remembered } => self.masters.restore(&master, *remembered),
         }
     }
 
@@ -104,7 +107,19 @@ impl History {
         new
     }
 
+    fn acknowledge(&mut self, after: EventNumber, master: Option<&InstanceId>) {
+        let heard = |_: &TaskId, report: &mut TaskReport| report.event <= after && report.key.master.as_ref() == master;
+        let mut heard: Vec<TaskReport> = self.ended.extract_if(.., heard).map(|(_, report)| report).collect();
+        heard.sort_by_key(|report| report.event);
+        for report in heard {
+            self.masters.acknowledged(&report.key, report.event);
+        }
+    }
+
     fn accept(&mut self, task: TaskId, event: EventNumber, request: TaskRequest) {
+        if let (Some(master), Some(job)) = (&request.master, request.job_id) {
+            self.masters.heard_of(master, job);
+        }
         self.last_task = self.last_task.max(task.0);
         self.last_event = self.last_event.max(event.0);
         let era = self.eras.len().saturating_sub(1);

@@ -15,8 +15,9 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use wire::fault::Point;
+use wire::node::Remembered;
 use wire::task::{TaskReport, TaskRequest};
-use wire::{BootId, EventNumber, InstanceId, TaskId};
+use wire::{BootId, EventNumber, InstanceId, JobId, TaskId};
 
 use crate::cgroup::Bases;
 use crate::fault;
@@ -105,6 +106,20 @@ pub enum Record {
         /// Whose; the original's master has no name.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         master: Option<InstanceId>,
+    },
+    /// A master says that it has given out the numbers of jobs up to this one.
+    HeardOf {
+        /// Which.
+        master: InstanceId,
+        /// The highest.
+        job: JobId,
+    },
+    /// What was known of a master when the journal was compacted.
+    Master {
+        /// Which.
+        master: InstanceId,
+        /// All of it.
+        remembered: Box<Remembered>,
     },
 }
 
@@ -234,7 +249,10 @@ impl Journal {
             return Err(self.write_error(cause));
         }
         self.len += line.len() as u64;
-        self.appended += 1;
+        // What its master says again is not worth a sync, and no sweeper is started for it: the next one takes it along.
+        if !matches!(record, Record::HeardOf { .. }) {
+            self.appended += 1;
+        }
         if let Some((_, after)) = points {
             fault::moment(after);
         }
@@ -352,6 +370,8 @@ fn points_of(record: &Record) -> Option<(Point, Point)> {
         Record::Acknowledged { .. } => Some((Point::AcknowledgedUnwritten, Point::AcknowledgedWritten)),
         // What these say is found out anew.
         Record::Start { .. } | Record::NeverRan { .. } | Record::Forgotten { .. } => None,
+        // A master says it again; and this one is never written alone.
+        Record::HeardOf { .. } | Record::Master { .. } => None,
     }
 }
 
@@ -559,6 +579,18 @@ mod tests {
         assert_eq!(metadata.len(), journal.len);
         assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 >= journal.len + 100_000);
         assert_eq!(journal.reserved, journal.len + 100_000);
+    }
+
+    #[test]
+    fn a_line_that_only_repeats_what_a_master_says_wants_no_sync() {
+        let scratch = Scratch::new("hearsay");
+        let (mut journal, _) = Journal::open(&scratch.join("journal")).unwrap();
+        let heard = Record::HeardOf { master: InstanceId("m".into()), job: JobId(57) };
+        journal.append(&heard).unwrap();
+        assert!(!journal.wants_sync());
+        journal.append(&ended(1)).unwrap();
+        assert!(journal.wants_sync());
+        assert_eq!(Journal::open(&scratch.join("journal")).unwrap().1, [heard, ended(1)]);
     }
 
     #[test]

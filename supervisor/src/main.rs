@@ -16,6 +16,7 @@ mod launch;
 mod log_pages;
 mod lxc_config;
 mod machine;
+mod masters;
 mod namespaces;
 mod node;
 mod oom;

@@ -243,7 +243,7 @@ impl Supervisor {
         };
         match reply {
             Reply::Now(response) => self.events.server().respond(connection, response, now.instant),
-            Reply::Later { after, until } => self.polls.park(connection, after, until),
+            Reply::Later { after, until, master } => self.polls.park(connection, after, until, master),
             Reply::Output(output) => self.hand_over(connection, output, now),
         }
     }

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
-use wire::node::{Refusal, RefusalCode};
+use wire::node::{Refusal, RefusalCode, Remembered};
 use wire::task::{AttemptKey, TaskOrigin, TaskReport, TaskRequest};
-use wire::{EventNumber, InstanceId, JobSpec, TaskId};
+use wire::{EventNumber, InstanceId, JobId, JobSpec, TaskId};
 
 use crate::history::{Era, History, Unfinished};
 use crate::journal::{Journal, JournalError, Record};
+use crate::masters::Masters;
 use crate::node::{Node, Share};
 use crate::task::{Action, Change, Event, Now, Phase, Start, Task};
 
@@ -64,6 +65,7 @@ pub struct TaskTable {
     living: BTreeMap<TaskId, Living>,
     ended: BTreeMap<TaskId, TaskReport>,
     keys: HashMap<AttemptKey, TaskId>,
+    masters: Masters,
     /// Every task that is remembered, by its latest change.
     by_event: BTreeMap<EventNumber, TaskId>,
     /// The ended ones among them.
@@ -92,6 +94,7 @@ impl TaskTable {
             living: BTreeMap::new(),
             ended: BTreeMap::new(),
             keys: HashMap::new(),
+            masters: history.masters,
             by_event: BTreeMap::new(),
             ended_by_event: BTreeMap::new(),
             used: Share::default(),
@@ -196,6 +199,7 @@ impl TaskTable {
         if let Some(known) = request.key().and_then(|key| self.keys.get(&key)) {
             return Ok(*known);
         }
+        self.check_new(&request)?;
         let origin = origin_of(&request);
         let spec = request.clone().into_spec()?;
         self.node.check(&spec)?;
@@ -206,9 +210,37 @@ impl TaskTable {
         self.write_accepted(&Record::Accepted { task: id, event, request: Box::new(request) })
             .map_err(|cause| Refusal::new(RefusalCode::Busy, cause))?;
         (self.last_task, self.last_event) = (id, event);
+        if let (Some(master), Some(job)) = (&origin.master, origin.job_id) {
+            self.masters.heard_of(master, job);
+        }
         self.insert(Task::accept(id, origin, spec), event, self.eras.len().saturating_sub(1));
         self.to_launch.push_back(id);
         Ok(id)
+    }
+
+    /// A master sends an attempt again only while it does not know its end; this one told us that it did.
+    fn check_new(&self, request: &TaskRequest) -> Result<(), Refusal> {
+        let Some(key) = request.key().filter(|key| self.masters.has_run(key)) else { return Ok(()) };
+        let message = format!(
+            "attempt {} of job {} has run here and its end was acknowledged; was the master's database put back from \
+             an older copy?",
+            key.attempt, key.job
+        );
+        Err(Refusal::new(RefusalCode::AlreadyRun, message))
+    }
+
+    /// A master says up to which number it has given out jobs.
+    pub fn hear_of(&mut self, master: &InstanceId, job: JobId) {
+        let record = Record::HeardOf { master: master.clone(), job };
+        // A journal that cannot be written says so by itself, and the master says this again.
+        if self.masters.is_news(master, job) && self.append(&record).is_ok() {
+            self.masters.heard_of(master, job);
+        }
+    }
+
+    /// What is remembered of a master beyond its tasks; the ends it has acknowledged only where it asks for all.
+    pub fn remembered(&self, master: &InstanceId, all: bool) -> Option<Remembered> {
+        self.masters.remembered(master, all)
     }
 
     fn check_room(&self, spec: &JobSpec) -> Result<(), Refusal> {
@@ -386,6 +418,9 @@ impl TaskTable {
         let record = Record::Acknowledged { after, master: master.cloned() };
         if !heard.is_empty() && self.append(&record).is_ok() {
             for id in heard {
+                if let Some(report) = self.ended.get(&id) {
+                    self.masters.acknowledged(&report.key, report.event);
+                }
                 self.forget(id);
             }
         }
@@ -497,6 +532,7 @@ impl TaskTable {
                 records.extend(of_era.flat_map(records_of));
             }
         }
+        records.extend(self.masters.records());
         records.extend(self.ended.values().map(|report| Record::Ended { report: Box::new(report.clone()) }));
         records
     }
@@ -776,6 +812,40 @@ pub mod tests {
         it.restart();
         assert!(it.table.report(ended).is_none() && it.table.report(alive).is_some());
         assert_eq!(it.table.last_event(), last);
+    }
+
+    #[test]
+    fn an_attempt_whose_end_was_acknowledged_is_not_run_again_not_even_after_restarts() {
+        let mut it = Fixture::new("again");
+        let id = it.table.create(request(Some(1))).unwrap();
+        it.launch(id);
+        it.end(id);
+        assert_eq!(it.table.create(request(Some(1))), Ok(id), "nobody has heard of its end");
+        it.table.acknowledge(it.table.last_event(), Some(&master()));
+        for _ in 0..3 {
+            let refusal = it.table.create(request(Some(1))).unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::AlreadyRun);
+            assert!(refusal.message.contains("attempt 1 of job 1"), "{}", refusal.message);
+            // The first replays what was written, the next what was compacted.
+            it.restart();
+        }
+        it.table.create(request(Some(2))).unwrap();
+    }
+
+    #[test]
+    fn the_highest_job_of_a_master_is_remembered_across_restarts_and_written_once() {
+        let mut it = Fixture::new("highest");
+        it.table.create(request(Some(1))).unwrap();
+        it.table.hear_of(&master(), JobId(57));
+        let lines = || std::fs::read_to_string(it.scratch.join("journal")).unwrap().lines().count();
+        let before = lines();
+        it.table.hear_of(&master(), JobId(57));
+        it.table.hear_of(&master(), JobId(5));
+        assert_eq!(lines(), before);
+        for _ in 0..2 {
+            assert_eq!(it.table.remembered(&master(), true).unwrap().last_job, JobId(57));
+            it.restart();
+        }
     }
 
     #[test]

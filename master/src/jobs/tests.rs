@@ -59,7 +59,7 @@ impl Master {
             report.key.master = Some(instance.clone());
         }
         let id = node.node_id.0;
-        let answer = Ok(Events { last: EventNumber(last), events, resource: node });
+        let answer = Ok(Events { last: EventNumber(last), events, resource: node, remembered: None });
         self.says(id, Said::Events { after: EventNumber(after), answer })
     }
 
@@ -197,7 +197,7 @@ fn a_job_ends_as_its_node_says() {
 fn events_of_other_masters_are_not_ours() {
     let mut master = running();
     let other = said(1, 8, State::Killed);
-    let events = Events { last: EventNumber(3), events: vec![other], resource: node() };
+    let events = Events { last: EventNumber(3), events: vec![other], resource: node(), remembered: None };
     master.says(0, Said::Events { after: EventNumber(2), answer: Ok(events) });
     assert_eq!(master.job(1).status, State::Running);
 }
@@ -414,7 +414,7 @@ fn a_node_with_jobs_is_polled_often_enough_to_miss_it_within_the_time_out_and_on
 #[test]
 fn a_node_that_calls_itself_by_another_number_is_not_used() {
     let mut master = Master::new(1);
-    let other = Events { last: EventNumber(0), events: vec![], resource: resource(5, 4, 1000) };
+    let other = Events { last: EventNumber(0), events: vec![], resource: resource(5, 4, 1000), remembered: None };
     master.says(0, Said::Events { after: EventNumber(0), answer: Ok(other) });
     let (jobs, _) = master.submit(vec![spec(64)]);
     assert_eq!(jobs.unwrap()[0].status, State::Pending);
@@ -524,7 +524,7 @@ fn what_could_not_be_committed_never_was_and_the_next_turn_works() {
     let instance = master.owner().instance.clone();
     let mut ended = said(1, 8, State::Finished);
     ended.key.master = Some(instance);
-    let events = Events { last: EventNumber(3), events: vec![ended], resource: node() };
+    let events = Events { last: EventNumber(3), events: vec![ended], resource: node(), remembered: None };
     let heard = Heard { node: NodeId(0), said: Said::Events { after: EventNumber(2), answer: Ok(events) } };
     let orders = master.turn(vec![Message::Submit { specs: vec![spec(64)], reply }, Message::Heard(Box::new(heard))]);
     assert!(answer.recv().is_err(), "the submitter hears of an error");
@@ -588,7 +588,7 @@ impl PlayedNode {
         let events = self.tasks.values().filter(|task| task.event.0 > after).cloned().collect();
         let busy = self.tasks.values().filter(|task| !task.status.is_final()).count() as u32;
         let free = NodeResource { cpu: CpuAmount::whole(4 - busy), mem: 1000 - 64 * u64::from(busy), ..node() };
-        Events { last: EventNumber(self.last), events, resource: free }
+        Events { last: EventNumber(self.last), events, resource: free, remembered: None }
     }
 
     fn carry_out(&mut self, order: Order) -> Said {

@@ -38,6 +38,7 @@ macro_rules! counted_id {
 
 counted_id!(
     /// What a user submitted. Counts up for ever on one master, never reused.
+    #[derive(Default)]
     JobId(u64), "jobId");
 counted_id!(
     /// One attempt of a job on one node. Counts up for ever on that node, survives restarts.
@@ -50,6 +51,7 @@ counted_id!(
     Attempt(u32), "attempt");
 counted_id!(
     /// Position of a state change in a node's history; acknowledging N acknowledges all up to N.
+    #[derive(Default)]
     EventNumber(u64), "after");
 
 impl Attempt {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cpu::{CpuAmount, CpuSet};
-use crate::ids::{BootId, EventNumber, ImageId, InstanceId, NodeId, TaskId};
+use crate::ids::{Attempt, BootId, EventNumber, ImageId, InstanceId, JobId, NodeId, TaskId};
 use crate::task::TaskReport;
 
 /// `GET /resource`: what is free now, and what the node has and is.
@@ -54,6 +54,35 @@ pub struct Events {
     pub events: Vec<TaskReport>,
     /// What is free after them.
     pub resource: NodeResource,
+    /// What is remembered of the master that asks, if it has a name that was heard before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remembered: Option<Remembered>,
+}
+
+/// What a node remembers of a master beyond the tasks it can still tell of: a master whose database was put back from an
+/// older copy learns from it what it has done since that copy was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Remembered {
+    /// The highest number of its jobs that was ever heard of here.
+    pub last_job: JobId,
+    /// Acknowledged ends up to this one are not listed below, being too many.
+    pub unlisted_to: EventNumber,
+    /// The latest ends it has acknowledged, oldest first; only with `after=0`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acknowledged: Vec<AcknowledgedEnd>,
+}
+
+/// A task that has ended, whose master has heard of it, and of which nothing else is known any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AcknowledgedEnd {
+    /// The number of its end.
+    pub event: EventNumber,
+    /// The job.
+    pub job_id: JobId,
+    /// Which attempt.
+    pub attempt: Attempt,
 }
 
 /// `data` of `POST /task/create`.
@@ -120,6 +149,8 @@ pub enum RefusalCode {
     NoRoom,
     /// It could never run on this node.
     Impossible,
+    /// This attempt has run here, and its master has acknowledged its end.
+    AlreadyRun,
     /// There is no such thing.
     NotFound,
     /// Who asks may not.
@@ -151,7 +182,7 @@ impl Refusal {
             RefusalCode::Forbidden => 403,
             RefusalCode::NotFound => 404,
             RefusalCode::MethodNotAllowed => 405,
-            RefusalCode::NoRoom => 409,
+            RefusalCode::NoRoom | RefusalCode::AlreadyRun => 409,
             RefusalCode::Busy => 503,
             RefusalCode::Internal | RefusalCode::Unknown => 500,
         }
