@@ -109,6 +109,8 @@ pub struct Node {
     pub state: NodeState,
     /// What it last said of itself.
     pub resource: Option<NodeResource>,
+    /// What an operator should know of it, in sentences that begin after its name.
+    pub notes: Vec<String>,
 }
 
 /// Whether a node answers.
@@ -142,7 +144,7 @@ impl Serialize for Node {
     /// `cpu`, `mem` are what is free, `cpuTotal`, `memTotal` what there is; 0 before the first answer.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let said = self.resource.as_ref();
-        let mut node = serializer.serialize_struct("Node", 16)?;
+        let mut node = serializer.serialize_struct("Node", 17)?;
         node.serialize_field("nodeId", &self.id)?;
         node.serialize_field("addr", &self.addr)?;
         node.serialize_field("state", self.state.as_str())?;
@@ -152,6 +154,7 @@ impl Serialize for Node {
         };
         node.serialize_field("lostSince", &since)?;
         node.serialize_field("why", &why)?;
+        node.serialize_field("notes", &self.notes)?;
         node.serialize_field("cpu", &said.map(|said| said.cpu).unwrap_or_default())?;
         node.serialize_field("mem", &said.map_or(0, |said| said.mem))?;
         node.serialize_field("cpuTotal", &said.map(|said| said.cpu_total).unwrap_or_default())?;

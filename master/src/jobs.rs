@@ -38,6 +38,7 @@
 mod asked;
 mod calls;
 mod follow;
+mod gathering;
 mod heard;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -56,6 +57,7 @@ use crate::nodes::{Member, Now};
 use crate::poller::{Heard, Order, Said};
 use crate::scheduler::{Need, Scheduler};
 use crate::store::{Changes, Kept, KeptNode, KeptRef, Store, StoreError};
+use gathering::Gathering;
 
 /// The shortest and the longest time a node keeps a poll while it has nothing to tell.
 const LONG_POLL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(55);
@@ -135,6 +137,8 @@ struct Active {
     job: Job,
     kill_asked: bool,
     call: Call,
+    /// It was there when this process started, and this process has not placed it.
+    inherited: bool,
 }
 
 impl Active {
@@ -154,6 +158,10 @@ struct Turn {
     followed: BTreeSet<NodeId>,
     /// Whether it must be on the disk before it is told.
     durable: bool,
+    /// Numbers before this one are not given out any more.
+    next_id: Option<JobId>,
+    /// What was gathered, if that ended in this turn.
+    gathered: Option<Gathering>,
     replies: Vec<Reply>,
     orders: Vec<Order>,
     /// Placed in this turn, or to be sent again.
@@ -169,6 +177,9 @@ enum Reply {
     Submitted(Vec<JobId>, Sender<Result<Vec<Job>, RefusedJob>>),
     Killed(JobId, Sender<Option<Job>>),
 }
+
+/// The jobs of a submission, and where to say what became of it.
+type Submission = (Vec<JobSpec>, Sender<Result<Vec<Job>, RefusedJob>>);
 
 /// A submission that no node could run by what the nodes last said of their images. They are asked again before it is
 /// refused: an image may have been added just now.
@@ -211,6 +222,12 @@ pub struct Owner {
     members: BTreeMap<NodeId, Member>,
     scheduler: Scheduler,
     doubted: Vec<Doubted>,
+    /// What the nodes have yet to say after this start.
+    gathering: Option<Gathering>,
+    /// Jobs before this one were in the database at the start.
+    first_new: JobId,
+    /// Whether the database was found to be older than what nodes know.
+    is_older: bool,
     turn: Turn,
 }
 
@@ -251,8 +268,24 @@ impl Owner {
         let instance = store.instance()?;
         let members = nodes.addrs.iter().map(|(id, addr)| (*id, Member::new(*id, addr.clone(), now))).collect();
         let (active, scheduler, doubted, turn) = Default::default();
-        let mut owner = Owner { store, instance, nodes, next_id: JobId(0), active, members, scheduler, doubted, turn };
+        let (next_id, first_new, gathering) = (JobId(0), JobId(0), None);
+        let mut owner = Owner {
+            store,
+            instance,
+            nodes,
+            next_id,
+            active,
+            members,
+            scheduler,
+            doubted,
+            gathering,
+            first_new,
+            is_older: false,
+            turn,
+        };
         owner.read_active()?;
+        owner.first_new = owner.next_id;
+        owner.begin_gathering(now);
         owner.lose_removed_nodes(now);
         owner.write()?;
         owner.turn = Turn::default();
@@ -287,7 +320,7 @@ impl Owner {
                     }
                 }
             }
-            self.active.insert(job.id, Active { job, kill_asked, call: Call::Idle });
+            self.active.insert(job.id, Active { job, kill_asked, call: Call::Idle, inherited: true });
         }
         Ok(())
     }
@@ -299,7 +332,7 @@ impl Owner {
 
     /// When it has something to do though nobody says anything.
     fn next_deadline(&self) -> Option<Instant> {
-        self.doubted.iter().map(|doubted| doubted.until).min()
+        self.doubted.iter().map(|doubted| doubted.until).chain(self.gathering_deadline()).min()
     }
 
     /// The first roll call of every node.
@@ -338,6 +371,7 @@ impl Owner {
                 Message::Stop => {}
             }
         }
+        self.go_on_gathering(now);
         self.settle_doubts(now);
         self.refresh_rooms();
         self.place(now);
@@ -356,6 +390,7 @@ impl Owner {
             changed: changed.filter_map(find).map(Active::kept).collect(),
             nodes: turn.followed.iter().filter_map(|node| self.members.get(node)?.kept()).collect(),
             durable: turn.durable,
+            next_id: turn.next_id,
         })?;
         points.iter().for_each(|(_, after)| fault::moment(*after));
         Ok(())
@@ -401,7 +436,10 @@ impl Owner {
 
     /// The turn failed: whatever is in memory and not in the database is dropped, and asked for again.
     fn start_over(&mut self, unheard: &[(NodeId, bool)]) -> Result<Vec<Order>, StoreError> {
-        self.turn = Turn::default();
+        let failed = std::mem::take(&mut self.turn);
+        self.gathering = self.gathering.take().or(failed.gathered);
+        // If that was found in this turn, it is found again.
+        self.is_older &= failed.next_id.is_none();
         self.doubted.clear();
         self.active.clear();
         self.scheduler = Scheduler::default();
@@ -413,6 +451,7 @@ impl Owner {
         self.refresh_rooms();
         for (node, polled) in unheard {
             if *polled {
+                self.unhear(*node);
                 self.order_roll_call(*node, AFTER_A_FAILED_COMMIT);
             } else {
                 self.order_ask(*node, AFTER_A_FAILED_COMMIT);

@@ -35,6 +35,12 @@ pub enum News<'a> {
     Reported(NodeId, &'a TaskReport),
     /// The node that had the task knows of none.
     Forgotten(NodeId),
+    /// This attempt has run and ended, or may have, and nobody knows how: our database is an older copy.
+    Ran(Attempt),
+    /// This attempt, later than any we know of, is a task of this node: our database is an older copy.
+    Found(NodeId, Attempt),
+    /// Attempts up to this one were another job's, which had the same number before our database was put back.
+    Taken(Attempt),
     /// The operator has taken the node that had the task out of the cluster: nobody will ever say how it ended.
     Removed(NodeId),
 }
@@ -47,6 +53,18 @@ pub enum Change {
         /// Which.
         node: NodeId,
         /// The attempt.
+        attempt: Attempt,
+    },
+    /// It belonged to a node before we knew, as a later attempt.
+    Found {
+        /// Which.
+        node: NodeId,
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// Its attempts are counted from here on.
+    Counted {
+        /// The last that was used.
         attempt: Attempt,
     },
     /// The task's number is known.
@@ -96,6 +114,9 @@ fn change_of_pending(job: &Job, news: News<'_>, now: Timestamp) -> Option<Change
     match news {
         News::Placed(node) => Some(Change::Assigned { node, attempt: Attempt(job.attempt.0.saturating_add(1)) }),
         News::KillAsked => Some(ended(State::Killed, None, now)),
+        News::Ran(attempt) => (attempt > job.attempt).then(|| ended(State::Failed, Some(Reason::RanUnknown), now)),
+        News::Found(node, attempt) => found(job, node, attempt),
+        News::Taken(attempt) => (attempt > job.attempt).then_some(Change::Counted { attempt }),
         // No node has it: what still speaks of it is late news of an attempt that did not fit.
         News::Accepted(..)
         | News::NoRoom(_)
@@ -117,6 +138,12 @@ fn change_of_assigned(job: &Job, kill_asked: bool, news: News<'_>, now: Timestam
         News::Refused(attempt, message) if attempt == job.attempt && !numbered => {
             Some(ended(State::Failed, Some(Reason::Refused { message: message.to_owned() }), now))
         }
+        News::Ran(attempt) if attempt >= job.attempt && !numbered => {
+            Some(ended(State::Failed, Some(Reason::RanUnknown), now))
+        }
+        // What has a number is on its node's roll; what was placed is counted.
+        News::Ran(_) | News::Taken(_) => None,
+        News::Found(node, attempt) => found(job, node, attempt),
         // A task that exists was neither refused nor turned away: the node took this attempt before.
         News::NoRoom(_) | News::Refused(..) => None,
         News::Reported(node, report) => of_report(job, node, report, now),
@@ -133,8 +160,11 @@ fn change_of_running(job: &Job, kill_asked: bool, news: News<'_>, now: Timestamp
         News::Reported(node, report) => of_report(job, node, report, now),
         News::Forgotten(node) => lost(job, node, Reason::Lost, now),
         News::Removed(node) => lost(job, node, Reason::NodeLost, now),
-        // It runs, so the node took it: these are late.
-        News::Accepted(..) | News::NoRoom(_) | News::Refused(..) | News::Placed(_) => None,
+        News::Found(node, attempt) => found(job, node, attempt),
+        // It runs, so the node took it: these are late, or its node says itself what became of it.
+        News::Accepted(..) | News::NoRoom(_) | News::Refused(..) | News::Placed(_) | News::Ran(_) | News::Taken(_) => {
+            None
+        }
     }
 }
 
@@ -164,6 +194,10 @@ fn of_report(job: &Job, node: NodeId, report: &TaskReport, now: Timestamp) -> Op
     }
 }
 
+fn found(job: &Job, node: NodeId, attempt: Attempt) -> Option<Change> {
+    (attempt > job.attempt).then_some(Change::Found { node, attempt })
+}
+
 fn lost(job: &Job, node: NodeId, reason: Reason, now: Timestamp) -> Option<Change> {
     let here = job.placed.is_some_and(|placed| placed.node == node);
     here.then(|| ended(State::Failed, Some(reason), now))
@@ -177,11 +211,12 @@ impl Change {
     /// Makes it so.
     pub fn apply(self, job: &mut Job) {
         match self {
-            Change::Assigned { node, attempt } => {
+            Change::Assigned { node, attempt } | Change::Found { node, attempt } => {
                 job.status = State::Assigned;
                 job.attempt = attempt;
                 job.placed = Some(Placed { node, task: None });
             }
+            Change::Counted { attempt } => job.attempt = attempt,
             Change::Numbered { task } => number(job, task),
             Change::Started { task, at } => {
                 number(job, task);
@@ -357,6 +392,37 @@ pub mod tests {
                 assert_eq!(change(&job, false, news, NOW), None);
             }
         }
+    }
+
+    #[test]
+    fn what_has_run_in_a_time_the_database_does_not_know_is_over_unless_its_node_can_tell_more() {
+        let ran = |job: &Job, attempt| after(job, false, News::Ran(Attempt(attempt)));
+        for (job, attempt) in [(job(State::Pending, None), 1), (job(State::Assigned, None), 2)] {
+            let over = ran(&job, attempt);
+            assert_eq!((over.status, over.cause), (State::Failed, Some(Reason::RanUnknown)));
+            assert_eq!(ran(&job, attempt - 1), job, "that attempt is known");
+        }
+        for job in [job(State::Assigned, Some(TaskId(8))), job(State::Running, Some(TaskId(8)))] {
+            assert_eq!(ran(&job, 5), job);
+        }
+    }
+
+    #[test]
+    fn a_later_attempt_that_a_node_has_is_the_jobs_true_one() {
+        for status in [State::Pending, State::Assigned, State::Running] {
+            let found = after(&job(status, Some(TaskId(8))), false, News::Found(NodeId(7), Attempt(3)));
+            assert_eq!((found.status, found.attempt), (State::Assigned, Attempt(3)));
+            assert_eq!(found.placed, Some(Placed { node: NodeId(7), task: None }));
+            assert_eq!(change(&found, false, News::Found(NODE, Attempt(3)), NOW), None);
+        }
+    }
+
+    #[test]
+    fn attempts_of_another_job_of_the_same_number_are_left_out() {
+        let counted = after(&job(State::Pending, None), false, News::Taken(Attempt(4)));
+        assert_eq!((counted.status, counted.attempt), (State::Pending, Attempt(4)));
+        assert_eq!(after(&counted, false, News::Placed(NODE)).attempt, Attempt(5));
+        assert_eq!(change(&counted, false, News::Taken(Attempt(2)), NOW), None);
     }
 
     #[test]

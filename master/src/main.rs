@@ -16,6 +16,7 @@ mod poller;
 mod scheduler;
 mod state_dir;
 mod store;
+mod strangers;
 
 use std::io;
 use std::process::ExitCode;

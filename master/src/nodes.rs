@@ -20,6 +20,7 @@ use wire::{EventNumber, InstanceId, JobId, NodeId};
 use crate::job::{Node, NodeState};
 use crate::scheduler::Amount;
 use crate::store::KeptNode;
+use crate::strangers::Strangers;
 
 /// The first pause after a failed exchange; it doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -84,6 +85,8 @@ pub struct Member {
     full: bool,
     /// How often it was asked what is free and has not answered; an ask that is to be made later counts too.
     asks: u32,
+    /// Its tasks that are no job's of ours.
+    strangers: Strangers,
 }
 
 impl Member {
@@ -105,13 +108,20 @@ impl Member {
             failures: 0,
             full: false,
             asks: 0,
+            strangers: Strangers::default(),
         }
     }
 
     /// The node as it is shown.
     pub fn shown(&self) -> Node {
         let resource = self.resource.as_deref().cloned();
-        Node { id: self.id, addr: self.addr.clone(), state: self.state.clone(), resource }
+        let notes = self.strangers.sentences();
+        Node { id: self.id, addr: self.addr.clone(), state: self.state.clone(), resource, notes }
+    }
+
+    /// Its tasks that are no job's of ours.
+    pub fn strangers(&mut self) -> &mut Strangers {
+        &mut self.strangers
     }
 
     /// What it last said of itself.

@@ -44,6 +44,8 @@ pub enum Order {
         wait: Duration,
         /// Not before this has passed.
         delay: Duration,
+        /// The highest job's number that was given out: the node remembers it, should our database be lost.
+        jobs: JobId,
     },
     /// Start these tasks: `POST /task/create`.
     Create {
@@ -243,9 +245,9 @@ impl<F: FnMut(Heard)> Poller<F> {
 
     fn begin(&mut self, order: Order, now: Instant) {
         match order {
-            Order::Poll { node, after, wait, .. } => {
+            Order::Poll { node, after, wait, jobs, .. } => {
                 let (wait_ms, master) = (wait.as_millis(), &self.master.0);
-                let path = format!("/task/events?after={after}&wait_ms={wait_ms}&master={master}");
+                let path = format!("/task/events?after={after}&wait_ms={wait_ms}&master={master}&jobs={jobs}");
                 self.ask(node, Asked::Events { after }, ClientRequest::get(path), wait, now);
             }
             Order::Ask { node, .. } => {
@@ -459,9 +461,15 @@ mod tests {
         assert!(matches!(&answers[1].said, Said::Free { answer: Err(why) } if why == "no --node names node 9"));
 
         let wait = Duration::from_secs(25);
-        orders.send(vec![Order::Poll { node: NodeId(0), after: EventNumber(7), wait, delay: Duration::ZERO }]);
+        orders.send(vec![Order::Poll {
+            node: NodeId(0),
+            after: EventNumber(7),
+            wait,
+            delay: Duration::ZERO,
+            jobs: JobId(57),
+        }]);
         let asked = serve_one(&listener, "{}");
-        assert!(asked.starts_with("GET /task/events?after=7&wait_ms=25000&master=m HTTP/1.1\r\n"), "{asked}");
+        assert!(asked.starts_with("GET /task/events?after=7&wait_ms=25000&master=m&jobs=57 HTTP/1.1\r\n"), "{asked}");
         let said = heard.recv().unwrap().said;
         assert!(
             matches!(&said, Said::Events { answer: Err(why), .. } if why.contains("not what a node says")),
@@ -486,7 +494,13 @@ mod tests {
         std::thread::spawn(move || poller.run());
         let begun = Instant::now();
         let wait = Duration::from_secs(1);
-        orders.send(vec![Order::Poll { node: NodeId(0), after: EventNumber(0), wait, delay: Duration::ZERO }]);
+        orders.send(vec![Order::Poll {
+            node: NodeId(0),
+            after: EventNumber(0),
+            wait,
+            delay: Duration::ZERO,
+            jobs: JobId(57),
+        }]);
         let said = heard.recv().unwrap().said;
         assert!(matches!(&said, Said::Events { answer: Err(why), .. } if why.contains("in time")), "{said:?}");
         let took = begun.elapsed();

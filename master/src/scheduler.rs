@@ -463,7 +463,7 @@ pub mod tests {
 
     fn ready(resource: NodeResource) -> Node {
         let (id, addr) = (resource.node_id, format!("127.0.0.1:{}", 5000 + resource.node_id.0));
-        Node { id, addr, state: NodeState::Ready, resource: Some(resource) }
+        Node { id, addr, state: NodeState::Ready, resource: Some(resource), notes: Vec::new() }
     }
 
     #[test]
@@ -576,7 +576,8 @@ pub mod tests {
         let said = "\"/etc\" is below no package root of a node; the package roots are: /srv/packages";
         assert_eq!(why(job, &nodes), said);
         let lost = NodeState::Lost { since: jiff::Timestamp::UNIX_EPOCH, why: "connection refused".into() };
-        let dark = Node { id: NodeId(0), addr: "127.0.0.1:5000".into(), state: lost, resource: None };
+        let dark =
+            Node { id: NodeId(0), addr: "127.0.0.1:5000".into(), state: lost, resource: None, notes: Vec::new() };
         let said = "no node answers: node 0 at 127.0.0.1:5000: connection refused";
         assert_eq!(why(spec("x1", 64), &[dark]), said);
     }

@@ -147,11 +147,13 @@ pub struct Changes<'a> {
     pub nodes: Vec<KeptNode>,
     /// Whether it must survive the machine, not only this process.
     pub durable: bool,
+    /// Numbers before this one are never given out again.
+    pub next_id: Option<JobId>,
 }
 
 impl Changes<'_> {
     fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.changed.is_empty() && self.nodes.is_empty()
+        self.added.is_empty() && self.changed.is_empty() && self.nodes.is_empty() && self.next_id.is_none()
     }
 }
 
@@ -236,6 +238,17 @@ impl Store {
         }
         for node in &changes.nodes {
             self.save_node(node)?;
+        }
+        changes.next_id.map_or(Ok(()), |next| self.skip_to(next))
+    }
+
+    /// The table is SQLite's own, has no row before the first insert, and may be written (sqlite.org/autoinc.html).
+    fn skip_to(&self, next: JobId) -> Result<(), StoreError> {
+        let last = to_i64(next.0.saturating_sub(1));
+        let updated = self.db.execute("UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'jobs'", [last]);
+        if doing("skip used numbers", updated)? == 0 {
+            let inserted = self.db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('jobs', ?1)", [last]);
+            doing("skip used numbers", inserted)?;
         }
         Ok(())
     }
@@ -582,6 +595,21 @@ mod tests {
         assert_eq!((first, second), (JobId(1), JobId(2)));
         store.db.execute("DELETE FROM jobs", []).unwrap();
         assert_eq!(add(&store, "c").id, JobId(3));
+    }
+
+    #[test]
+    fn numbers_that_were_skipped_are_never_given_out_before_the_first_job_and_after_it() {
+        let (dir, store, _reader) = opened();
+        let skip = |store: &Store, next| {
+            store.write(&Changes { next_id: Some(JobId(next)), durable: true, ..Changes::default() }).unwrap();
+        };
+        skip(&store, 50);
+        assert_eq!(add(&store, "a").id, JobId(50));
+        skip(&store, 40);
+        assert_eq!(add(&store, "b").id, JobId(51));
+        skip(&store, 60);
+        drop(store);
+        assert_eq!(Store::open(dir.path()).unwrap().next_id().unwrap(), JobId(60));
     }
 
     #[test]

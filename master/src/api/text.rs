@@ -44,7 +44,7 @@ pub(super) fn job_table(jobs: &[Job]) -> String {
     columns(&head, rows)
 }
 
-/// The node table.
+/// The node table, and below it what there is to say of a node in whole sentences.
 pub(super) fn node_table(nodes: &[Node]) -> String {
     let head = ["NODE", "STATE", "ADDRESS", "CPU", "OF", "MEM", "OF", "TASKS", "IMAGES", "WHY"];
     let rows = nodes.iter().map(|node| {
@@ -68,7 +68,13 @@ pub(super) fn node_table(nodes: &[Node]) -> String {
             say(why),
         ]
     });
-    columns(&head, rows)
+    let mut table = columns(&head, rows);
+    for node in nodes {
+        for note in &node.notes {
+            let _ = writeln!(table, "node {} {}", node.id, one_line(note));
+        }
+    }
+    table
 }
 
 /// Everything of one job, a line a field, up to an empty line.

@@ -16,6 +16,7 @@ use crate::scheduler::{Need, check_possible};
 
 impl Owner {
     pub(super) fn submit(&mut self, specs: Vec<JobSpec>, reply: Sender<Result<Vec<Job>, RefusedJob>>, now: Now) {
+        let Some((specs, reply)) = self.hold_early((specs, reply), now) else { return };
         match self.check_possible(&specs) {
             Ok(()) => self.accept(specs, reply, now),
             Err(refused) if refused.bad.field == "imageId" => self.doubt(specs, reply, now),
@@ -64,7 +65,7 @@ impl Owner {
         self.next_id = JobId(id.0 + 1);
         self.scheduler.wait(id, Need::of(&spec));
         let job = Job::submitted(id, spec, submitted_at);
-        self.active.insert(id, Active { job, kill_asked: false, call: Call::Idle });
+        self.active.insert(id, Active { job, kill_asked: false, call: Call::Idle, inherited: false });
         id
     }
 
@@ -102,6 +103,7 @@ impl Owner {
     pub(super) fn why(&self, id: JobId) -> Option<String> {
         let job = &self.active.get(&id)?.job;
         match job.status {
+            State::Pending if self.holds_placements() => self.why_held(),
             State::Pending => Some(self.scheduler.why_waiting(id, &job.spec, &self.shown())),
             State::Assigned => {
                 let member = self.members.get(&job.placed?.node)?;

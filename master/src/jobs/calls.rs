@@ -60,7 +60,7 @@ impl Owner {
         } else {
             Duration::ZERO
         };
-        self.turn.orders.push(Order::Poll { node, after, wait, delay });
+        self.turn.orders.push(Order::Poll { node, after, wait, delay, jobs: self.last_id() });
     }
 
     pub(super) fn order_roll_call(&mut self, node: NodeId, delay: Duration) {
@@ -70,7 +70,18 @@ impl Owner {
         };
         let numbered = member.jobs().filter(numbered).collect();
         member.call_the_roll(numbered);
-        self.turn.orders.push(Order::Poll { node, after: EventNumber(0), wait: Duration::ZERO, delay });
+        self.turn.orders.push(Order::Poll {
+            node,
+            after: EventNumber(0),
+            wait: Duration::ZERO,
+            delay,
+            jobs: self.last_id(),
+        });
+    }
+
+    /// The highest number that was ever given out.
+    fn last_id(&self) -> JobId {
+        JobId(self.next_id.0.saturating_sub(1))
     }
 
     pub(super) fn order_ask(&mut self, node: NodeId, delay: Duration) {

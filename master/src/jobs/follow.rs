@@ -23,6 +23,8 @@ impl Owner {
         self.turn.touched.extend(before);
         match follow {
             Follow::Place(node) => self.place_on(node, id, &need),
+            Follow::Move(node) => self.move_to(before, node, id, &need),
+            Follow::Nothing => {}
             Follow::WaitAgain => self.take_back(before, id, need),
             Follow::KillIfAsked => self.call_kill(id),
             Follow::Leave => self.leave(before, id, &need),
@@ -35,8 +37,24 @@ impl Owner {
         }
         if let Some(active) = self.active.get_mut(&id) {
             active.call = Call::Creating;
+            active.inherited = false;
         }
         self.turn.to_create.entry(node).or_default().push(id);
+    }
+
+    /// It was there all the while.
+    fn move_to(&mut self, from: Option<NodeId>, node: NodeId, id: JobId, need: &Need) {
+        match from.map(|from| self.members.get_mut(&from)) {
+            Some(Some(member)) => member.release(id),
+            Some(None) => {}
+            None => self.scheduler.forget(id, need),
+        }
+        if let Some(member) = self.members.get_mut(&node) {
+            member.hold(id, need.amount());
+        }
+        if let Some(active) = self.active.get_mut(&id) {
+            active.call = Call::Idle;
+        }
     }
 
     pub(super) fn take_back(&mut self, from: Option<NodeId>, id: JobId, need: Need) {
@@ -69,6 +87,9 @@ impl Owner {
     }
 
     pub(super) fn place(&mut self, now: Now) {
+        if self.holds_placements() {
+            return;
+        }
         for (job, node) in self.scheduler.place() {
             self.change(job, News::Placed(node), now);
         }
@@ -79,6 +100,8 @@ impl Owner {
 #[derive(Debug, Clone, Copy)]
 enum Follow {
     Place(NodeId),
+    Move(NodeId),
+    Nothing,
     WaitAgain,
     KillIfAsked,
     Leave,
@@ -88,6 +111,8 @@ impl Follow {
     fn of(change: &Change) -> Follow {
         match change {
             Change::Assigned { node, .. } => Follow::Place(*node),
+            Change::Found { node, .. } => Follow::Move(*node),
+            Change::Counted { .. } => Follow::Nothing,
             Change::Returned => Follow::WaitAgain,
             Change::Numbered { .. } | Change::Started { .. } | Change::Dying => Follow::KillIfAsked,
             Change::Ended(_) => Follow::Leave,
@@ -98,7 +123,9 @@ impl Follow {
 /// Whether a change must be on the disk before anybody is told. The others are told again by the node.
 fn must_be_on_disk(change: &Change) -> bool {
     match change {
-        Change::Assigned { .. } | Change::Dying | Change::Ended(_) => true,
+        Change::Assigned { .. } | Change::Found { .. } | Change::Counted { .. } | Change::Dying | Change::Ended(_) => {
+            true
+        }
         Change::Numbered { .. } | Change::Started { .. } | Change::Returned => false,
     }
 }

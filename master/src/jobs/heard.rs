@@ -60,6 +60,12 @@ impl Owner {
         if member.answered(resource, now) {
             log::info!("node {node} is ready");
         }
+        let mut forgot_too_much = false;
+        if let Some(remembered) = &events.remembered {
+            let known = self.members.get(&node).and_then(Member::followed);
+            let acknowledged = known.filter(|(known, _)| **known == instance).map_or(EventNumber(0), |(_, last)| last);
+            forgot_too_much = self.compare(node, acknowledged, remembered, now);
+        }
         if stranger {
             log::warn!("node {node} has another state dir than before; the tasks it had are lost");
             self.forget_all(node, now);
@@ -70,7 +76,18 @@ impl Owner {
             self.order_roll_call(node, Duration::ZERO);
             return;
         }
+        if after == EventNumber(0)
+            && let Some(member) = self.members.get_mut(&node)
+        {
+            member.strangers().clear();
+        }
         self.hear_reports(node, &events.events, now);
+        if forgot_too_much {
+            self.doubt_unanswered(node, now);
+        }
+        if after == EventNumber(0) {
+            self.heard_out(node);
+        }
         self.follow_node(node, instance, events.last);
         self.order_poll(node, Duration::ZERO);
         self.call_again(node);
@@ -79,11 +96,17 @@ impl Owner {
     pub(super) fn hear_reports(&mut self, node: NodeId, reports: &[TaskReport], now: Now) {
         let mut missing = self.members.get_mut(&node).map(Member::end_roll_call).unwrap_or_default();
         for report in reports {
-            let Some(job) = report.key.job_id.filter(|_| report.key.master.as_ref() == Some(&self.instance)) else {
-                continue;
-            };
-            missing.remove(&job);
-            self.change(job, News::Reported(node, report), now);
+            let ours = report.key.job_id.filter(|_| report.key.master.as_ref() == Some(&self.instance));
+            if let Some(job) = ours {
+                missing.remove(&job);
+                self.catch_up(node, report, now);
+                self.change(job, News::Reported(node, report), now);
+            }
+            let whose = self.whose(node, report);
+            if let Some(member) = self.members.get_mut(&node) {
+                member.strangers().note(report, whose);
+            }
+            let Some(job) = ours else { continue };
             let attempt = self.active.get(&job).map(|active| active.job.attempt);
             if let Some(member) = self.members.get_mut(&node).filter(|_| attempt == report.key.attempt) {
                 member.count(job);
@@ -153,7 +176,11 @@ impl Owner {
             Ok(created) => self.change(job, News::Accepted(attempt, created.task_id), now),
             Err(Refusal { code: RefusalCode::NoRoom, .. }) => self.change(job, News::NoRoom(attempt), now),
             Err(refusal) => match refusal.code {
-                RefusalCode::BadInput | RefusalCode::Impossible | RefusalCode::NotFound | RefusalCode::Unknown => {
+                RefusalCode::BadInput
+                | RefusalCode::Impossible
+                | RefusalCode::NotFound
+                | RefusalCode::AlreadyRun
+                | RefusalCode::Unknown => {
                     self.change(job, News::Refused(attempt, &in_words(&refusal)), now);
                 }
                 _ => {

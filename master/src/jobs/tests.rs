@@ -1,5 +1,7 @@
 //! The owner against nodes that are played, down to a master killed between any two steps.
 
+mod restored;
+
 use std::sync::mpsc;
 
 use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
@@ -28,8 +30,14 @@ impl Master {
         master
     }
 
-    /// As after a SIGKILL: memory is gone, the database stays.
+    /// As after a SIGKILL: memory is gone, the database stays. Nobody waits for what the nodes say first.
     fn start(&mut self) -> Vec<Order> {
+        let orders = self.start_gathering();
+        self.owner().gathering = None;
+        orders
+    }
+
+    fn start_gathering(&mut self) -> Vec<Order> {
         self.owner = None;
         let store = Store::open(self.dir.path()).unwrap();
         let mut owner = Owner::new(store, self.nodes.clone(), self.now).unwrap();
@@ -401,13 +409,13 @@ fn a_node_with_jobs_is_polled_often_enough_to_miss_it_within_the_time_out_and_on
         let mut master = Master::new(1);
         master.nodes.time_out = Duration::from_millis(time_out);
         master.start();
-        let poll = |after, ms| {
+        let poll = |after, ms, jobs| {
             let (after, wait) = (EventNumber(after), Duration::from_millis(ms));
-            Order::Poll { node: NodeId(0), after, wait, delay: Duration::ZERO }
+            Order::Poll { node: NodeId(0), after, wait, delay: Duration::ZERO, jobs: JobId(jobs) }
         };
-        assert_eq!(master.tells(node(), 0, 3, vec![]), [poll(3, 55_000)]);
+        assert_eq!(master.tells(node(), 0, 3, vec![]), [poll(3, 55_000, 0)]);
         master.submit(vec![spec(64)]).0.unwrap();
-        assert_eq!(master.tells(node(), 3, 4, vec![]), [poll(4, wait)]);
+        assert_eq!(master.tells(node(), 3, 4, vec![]), [poll(4, wait, 1)]);
     }
 }
 

@@ -62,7 +62,11 @@ fn row(node: &Node, now: Timestamp) -> Markup {
                 (text::visible_line(&node.addr))
                 @if let Some(resource) = &node.resource { (system(resource)) }
             }
-            td.state { (state(&node.state, now)) @if stale { div.reason { "The numbers are from before." } } }
+            td.state {
+                (state(&node.state, now))
+                @if stale { div.reason { "The numbers are from before." } }
+                @for note in &node.notes { div.reason { (text::visible_line(note)) } }
+            }
             @match &node.resource {
                 Some(resource) => { (said(resource)) }
                 None => {

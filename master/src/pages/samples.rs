@@ -124,7 +124,13 @@ pub(super) fn nodes() -> NodeTable {
     let why = "connect to 10.0.0.13:5000: connection refused".to_owned();
     let busy = NodeResource { cpu: CpuAmount::ZERO, mem: 307, ..resource(1, &["busybox"]) };
     let images = ["busybox", "debian-12.5", "cuda-12.4", "python-3.13", "r-4.4", "alpine"];
-    let node = |id, state, resource| Node { id: NodeId(id), addr: format!("10.0.0.1{id}:5000"), state, resource };
+    let node = |id, state, resource| Node {
+        id: NodeId(id),
+        addr: format!("10.0.0.1{id}:5000"),
+        state,
+        resource,
+        notes: Vec::new(),
+    };
     NodeTable {
         nodes: vec![
             node(0, NodeState::Ready, Some(resource(0, &images))),

@@ -60,6 +60,8 @@ pub enum Reason {
     NodeLost,
     /// The end was seen but its status was recorded by nobody.
     Lost,
+    /// It has run, or may have, since the copy was made that the master's database was put back from.
+    RanUnknown,
     /// A log stream grew over its cap.
     LogLimit,
     /// The node refused the task as impossible; the sentence is the node's.
@@ -87,6 +89,9 @@ impl fmt::Display for Reason {
             Reason::NodeRebooted => f.write_str("node rebooted"),
             Reason::NodeLost => f.write_str("node lost"),
             Reason::Lost => f.write_str("lost"),
+            Reason::RanUnknown => f.write_str(
+                "lost: it has run, or may have, since the copy was made that the master's database was put back from",
+            ),
             Reason::LogLimit => f.write_str("log limit"),
             Reason::Refused { message } => write!(f, "refused by the node: {message}"),
             Reason::Unknown => f.write_str("a reason this version of berth does not know"),

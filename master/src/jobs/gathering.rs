@@ -1,0 +1,306 @@
+//! After a start: what the nodes know and the database may not. A database can have been put back from an older copy, and
+//! nobody but the nodes can tell.
+//!
+//! Nothing is promised before they were asked. Until every node has answered its roll call, or is lost, no job is placed
+//! that was waiting when the last master stopped: it may have run since the copy was made. Until every node has answered,
+//! or could not be reached at once, no number is given out.
+//!
+//! | a node says | so |
+//! |---|---|
+//! | any of what follows, or it has heard of a job that was never submitted here | numbers go on after the highest known, and a thousand further: the last ones may have reached no node |
+//! | it has a task of an attempt that is later than ours | that is our job's true attempt: the job is there, or ended so |
+//! | we have acknowledged the end of such an attempt, and we do not know it | the job has run and must not again: `Failed: lost` |
+//! | we have acknowledged more unknown ends than it lists | any waiting job may have run: all `Failed: lost` |
+//! | it runs a task of ours whose job we do not know | it is left alone, and shown on the node's page |
+//!
+//! A number of a lost time may be given out again after all, if all nodes that know of it were away. The attempts that ran
+//! under it are then counted as if they were ours, so that no key is used for two tasks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use wire::node::{AcknowledgedEnd, Remembered};
+use wire::task::TaskReport;
+use wire::{Attempt, EventNumber, JobId, NodeId};
+
+use super::{Active, Owner, Submission};
+use crate::life::News;
+use crate::nodes::{Member, Now};
+use crate::strangers::Whose;
+
+/// How long a submission waits at most for the nodes to say which numbers were given out.
+const NUMBERS_HELD: Duration = Duration::from_secs(1);
+/// How many numbers are left out after the highest that a node has heard of.
+const SKIP: u64 = 1000;
+/// Half of what JSON's whole numbers can hold (RFC 8259, section 6): nobody has submitted so many jobs.
+const ABSURD: u64 = 1 << 52;
+
+/// What is still awaited.
+#[derive(Debug)]
+pub(super) struct Gathering {
+    /// Who has not answered a roll call.
+    unheard: BTreeSet<NodeId>,
+    /// Attempts that have run elsewhere, each job's latest.
+    ran: BTreeMap<JobId, Attempt>,
+    /// Whether any waiting job may be among those.
+    any_may_have: bool,
+    /// Whether jobs were waiting at the start: without any there is nothing to hold.
+    has_waiting: bool,
+    /// Submissions that wait for a number.
+    early: Vec<Submission>,
+    /// When numbers are given out all the same, and when jobs are placed.
+    numbers_until: Instant,
+    until: Instant,
+}
+
+impl Owner {
+    pub(super) fn begin_gathering(&mut self, now: Now) {
+        let unheard: BTreeSet<NodeId> = self.members.keys().copied().collect();
+        if unheard.is_empty() {
+            return;
+        }
+        self.gathering = Some(Gathering {
+            unheard,
+            ran: BTreeMap::new(),
+            any_may_have: false,
+            has_waiting: self.active.values().any(|active| active.job.placed.is_none()),
+            early: Vec::new(),
+            numbers_until: now.clock + NUMBERS_HELD,
+            until: now.clock + self.nodes.time_out,
+        });
+    }
+
+    /// Whether a number may be given out that an older life of this database may have given out.
+    fn numbers_are_known(&self, now: Now) -> bool {
+        let heard_or_away = |node: &NodeId| self.members.get(node).is_none_or(|member| member.trouble().is_some());
+        let known = |it: &Gathering| it.numbers_until <= now.clock || it.unheard.iter().all(heard_or_away);
+        self.gathering.as_ref().is_none_or(known)
+    }
+
+    fn is_gathered(&self, now: Now) -> bool {
+        let lost = |node: &NodeId| self.members.get(node).is_none_or(Member::is_lost);
+        self.gathering.as_ref().is_some_and(|it| it.until <= now.clock || it.unheard.iter().all(lost))
+    }
+
+    /// Takes a submission back until its number is known to be new.
+    pub(super) fn hold_early(&mut self, submission: Submission, now: Now) -> Option<Submission> {
+        if self.numbers_are_known(now) {
+            return Some(submission);
+        }
+        match &mut self.gathering {
+            Some(gathering) => gathering.early.push(submission),
+            None => return Some(submission),
+        }
+        None
+    }
+
+    /// Does what was waited for.
+    pub(super) fn go_on_gathering(&mut self, now: Now) {
+        if self.numbers_are_known(now) {
+            let early = self.gathering.as_mut().map(|it| std::mem::take(&mut it.early)).unwrap_or_default();
+            for (specs, reply) in early {
+                self.submit(specs, reply, now);
+            }
+        }
+        if self.is_gathered(now) {
+            self.end_gathering(now);
+        }
+    }
+
+    fn end_gathering(&mut self, now: Now) {
+        let Some(gathering) = self.gathering.take() else { return };
+        if !gathering.unheard.is_empty() {
+            let silent: Vec<String> = gathering.unheard.iter().map(ToString::to_string).collect();
+            log::warn!("going on without having heard what runs on node {}", silent.join(", "));
+        }
+        for (job, attempt) in &gathering.ran {
+            self.has_run(*job, *attempt, now);
+        }
+        if gathering.any_may_have {
+            self.may_have_run(now);
+        }
+        // Should this turn not be kept, it is all to be done again.
+        self.turn.gathered = Some(gathering);
+    }
+
+    /// Whether waiting jobs wait for the nodes to be heard.
+    pub(super) fn holds_placements(&self) -> bool {
+        self.gathering.as_ref().is_some_and(|it| it.has_waiting)
+    }
+
+    pub(super) fn why_held(&self) -> Option<String> {
+        let unheard: Vec<String> = self.gathering.as_ref()?.unheard.iter().map(ToString::to_string).collect();
+        Some(format!(
+            "this master has just started, and jobs are placed once node {} has said what it runs, or is lost",
+            unheard.join(", ")
+        ))
+    }
+
+    pub(super) fn gathering_deadline(&self) -> Option<Instant> {
+        let gathering = self.gathering.as_ref()?;
+        let numbers = (!gathering.early.is_empty()).then_some(gathering.numbers_until);
+        Some(numbers.map_or(gathering.until, |numbers| numbers.min(gathering.until)))
+    }
+
+    /// A node's answer was not kept, and is asked for again.
+    pub(super) fn unhear(&mut self, node: NodeId) {
+        if let Some(gathering) = &mut self.gathering {
+            gathering.unheard.insert(node);
+        }
+    }
+
+    /// What a node remembers of us, against what we have written down. Whether it has forgotten more than can be told.
+    ///
+    /// An acknowledgement that is not written down proves nothing alone: a node may be back with an old disk. That its
+    /// job has not ended here does.
+    pub(super) fn compare(
+        &mut self,
+        node: NodeId,
+        acknowledged: EventNumber,
+        remembered: &Remembered,
+        now: Now,
+    ) -> bool {
+        if remembered.last_job.0 > ABSURD {
+            log::error!("node {node} has heard of a job {} of this master: that cannot be", remembered.last_job);
+            return false;
+        }
+        if remembered.last_job >= self.next_id {
+            log::error!(
+                "node {node} has heard of job {} of this master, whose database knows none after {}: it was put back \
+                 from an older copy, or another master works with a copy of it",
+                remembered.last_job,
+                self.next_id.0.saturating_sub(1)
+            );
+            self.skip_used_numbers(remembered.last_job);
+        }
+        let later = remembered.acknowledged.iter().filter(|end| end.event > acknowledged);
+        let unknown: Vec<_> = later.filter(|end| !self.is_settled(end)).collect();
+        if unknown.is_empty() {
+            return false;
+        }
+        let beyond_the_list = remembered.unlisted_to > acknowledged;
+        let ends = if beyond_the_list { "more ends than it lists" } else { "ends" };
+        log::error!(
+            "node {node} was told by this master that it knew of {ends} ({} listed, up to event {}) of which its \
+             database knows none after event {acknowledged}: the database was put back from an older copy",
+            unknown.len(),
+            unknown.last().map_or(remembered.unlisted_to, |end| end.event)
+        );
+        self.skip_used_numbers(remembered.last_job);
+        match &mut self.gathering {
+            Some(gathering) => {
+                for end in unknown {
+                    let latest = gathering.ran.entry(end.job_id).or_insert(end.attempt);
+                    *latest = (*latest).max(end.attempt);
+                }
+                gathering.any_may_have |= beyond_the_list;
+            }
+            None => {
+                for end in unknown {
+                    self.has_run(end.job_id, end.attempt, now);
+                }
+                if beyond_the_list {
+                    self.may_have_run(now);
+                }
+            }
+        }
+        beyond_the_list
+    }
+
+    /// Whether that attempt is over by what we have written down.
+    fn is_settled(&self, end: &AcknowledgedEnd) -> bool {
+        match self.active.get(&end.job_id) {
+            Some(active) => active.job.attempt > end.attempt,
+            None => self.store.job(end.job_id).is_ok_and(|kept| kept.is_some()),
+        }
+    }
+
+    /// This database is older than what nodes know. Once in a life is enough, unless a node knows of more than was skipped.
+    fn skip_used_numbers(&mut self, last_job: JobId) {
+        if self.is_older && last_job < self.next_id {
+            return;
+        }
+        self.is_older = true;
+        self.next_id = JobId(self.next_id.0.max(last_job.0 + 1) + SKIP);
+        self.turn.next_id = Some(self.next_id);
+        self.turn.durable = true;
+        log::warn!("new jobs are numbered from {} on", self.next_id);
+    }
+
+    /// An attempt of a job has run and ended, and that is all there is to be known.
+    fn has_run(&mut self, id: JobId, attempt: Attempt, now: Now) {
+        let Some(active) = self.active.get(&id) else { return };
+        if id >= self.first_new {
+            return self.change(id, News::Taken(attempt), now);
+        }
+        let ours = active.job.attempt;
+        if active.inherited {
+            self.change(id, News::Ran(attempt), now);
+        } else if attempt >= ours {
+            log::error!("job {id} was placed as attempt {ours}, but attempt {attempt} of it had run before");
+        }
+    }
+
+    /// Which jobs have run is not known any more.
+    fn may_have_run(&mut self, now: Now) {
+        let ids: Vec<JobId> = self.active.range(..self.first_new).map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(active) = self.active.get(&id).filter(|active| active.inherited) else { continue };
+            let next = Attempt(active.job.attempt.0.saturating_add(1));
+            self.change(id, News::Ran(next), now);
+        }
+    }
+
+    /// Creates whose answer we do not know are not sent again to a node that has forgotten more than it lists: what it
+    /// does not report may have run there.
+    pub(super) fn doubt_unanswered(&mut self, node: NodeId, now: Now) {
+        let jobs: Vec<JobId> = self.members.get(&node).map(|member| member.jobs().collect()).unwrap_or_default();
+        for id in jobs {
+            let inherited = |active: &&Active| active.inherited && id < self.first_new;
+            let Some(active) = self.active.get(&id).filter(inherited) else { continue };
+            let attempt = active.job.attempt;
+            self.change(id, News::Ran(attempt), now);
+        }
+    }
+
+    /// A task of ours whose attempt is later than any we know of.
+    pub(super) fn catch_up(&mut self, node: NodeId, report: &TaskReport, now: Now) {
+        let (Some(id), Some(attempt)) = (report.key.job_id, report.key.attempt) else { return };
+        let Some(active) = self.active.get(&id).filter(|active| attempt > active.job.attempt) else { return };
+        if id >= self.first_new {
+            self.change(id, News::Taken(attempt), now);
+        } else if active.inherited {
+            log::warn!("job {id} is attempt {attempt} on node {node}, of which this master's database knows nothing");
+            self.skip_used_numbers(id);
+            self.change(id, News::Found(node, attempt), now);
+        }
+    }
+
+    /// Whose the reported task is, if it is none of the active jobs' as we know them.
+    pub(super) fn whose(&self, node: NodeId, report: &TaskReport) -> Option<Whose> {
+        let Some(id) = report.key.job_id.filter(|_| report.key.master.as_ref() == Some(&self.instance)) else {
+            return Some(Whose::Anothers);
+        };
+        let Some(active) = self.active.get(&id) else {
+            let in_the_database = || self.store.job(id).is_ok_and(|kept| kept.is_some());
+            let known = id < self.first_new || self.turn.ended.contains_key(&id) || in_the_database();
+            if report.status.is_final() && !known {
+                log::warn!(
+                    "node {node} tells that job {id} is {}; this master's database does not know that job",
+                    report.status
+                );
+            }
+            return Some(if known { Whose::OfNoAttempt } else { Whose::OfNoJob });
+        };
+        let ours = Some(active.job.attempt) == report.key.attempt
+            && active.job.placed.is_some_and(|placed| placed.node == node);
+        (!ours).then_some(if id >= self.first_new { Whose::OfNoJob } else { Whose::OfNoAttempt })
+    }
+
+    /// A roll call was answered.
+    pub(super) fn heard_out(&mut self, node: NodeId) {
+        if let Some(gathering) = &mut self.gathering {
+            gathering.unheard.remove(&node);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! A database that was put back from an older copy, against nodes that remember what it does not.
+
+use wire::node::{AcknowledgedEnd, Remembered};
+
+use super::*;
+use crate::job::Placed;
+
+impl Master {
+    /// A node's answer to its roll call, with what it remembers of this master beside its tasks.
+    fn answers_roll_call(&mut self, id: u32, tasks: Vec<TaskReport>, remembered: Remembered) -> Vec<Order> {
+        let instance = self.owner().instance.clone();
+        let mut events = tasks;
+        for report in &mut events {
+            report.key.master = Some(instance.clone());
+        }
+        let last = EventNumber(100);
+        let answer = Ok(Events { last, events, resource: resource(id, 4, 1000), remembered: Some(remembered) });
+        self.says(id, Said::Events { after: EventNumber(0), answer })
+    }
+
+    /// Submits while the owner may still wait for the nodes; the answer, if there is one already.
+    fn submit_early(&mut self) -> Receiver<Result<Vec<Job>, RefusedJob>> {
+        let (reply, answer) = mpsc::channel();
+        self.turn(vec![Message::Submit { specs: vec![spec(64)], reply }]);
+        answer
+    }
+
+    /// `count` jobs wait in the database, and the master has just been started.
+    fn with_waiting(nodes: u32, count: usize) -> Master {
+        let mut master = Master::new(nodes);
+        master.submit(vec![spec(64); count]).0.unwrap();
+        master.start_gathering();
+        master
+    }
+}
+
+fn remembers(last_job: u64, ends: &[(u64, u64, u32)]) -> Remembered {
+    let end = |&(event, job, attempt): &(u64, u64, u32)| AcknowledgedEnd {
+        event: EventNumber(event),
+        job_id: JobId(job),
+        attempt: Attempt(attempt),
+    };
+    let acknowledged = ends.iter().map(end).collect();
+    Remembered { last_job: JobId(last_job), unlisted_to: EventNumber(0), acknowledged }
+}
+
+#[test]
+fn no_number_is_given_out_before_every_node_has_said_which_ones_were() {
+    let mut master = Master::new(2);
+    master.start_gathering();
+    let answer = master.submit_early();
+    master.answers_roll_call(0, vec![], remembers(0, &[]));
+    assert!(answer.try_recv().is_err());
+    master.answers_roll_call(1, vec![], remembers(57, &[]));
+    assert_eq!(answer.try_recv().unwrap().unwrap()[0].id, JobId(1058));
+    assert_eq!(master.submit(vec![spec(64)]).0.unwrap()[0].id, JobId(1059));
+    master.start();
+    assert_eq!(master.submit(vec![spec(64)]).0.unwrap()[0].id, JobId(1060));
+}
+
+#[test]
+fn a_node_that_cannot_be_reached_holds_no_submission_and_a_silent_one_for_a_second() {
+    let mut master = Master::new(1);
+    master.start_gathering();
+    let answer = master.submit_early();
+    master.says(0, Said::Events { after: EventNumber(0), answer: Err("connection refused".into()) });
+    assert_eq!(answer.try_recv().unwrap().unwrap()[0].id, JobId(1));
+    master.start_gathering();
+    let answer = master.submit_early();
+    let deadline = master.owner().next_deadline().unwrap();
+    master.now.clock = deadline;
+    master.turn(vec![]);
+    assert_eq!(answer.try_recv().unwrap().unwrap()[0].id, JobId(2));
+}
+
+#[test]
+fn what_waited_is_placed_once_every_node_has_spoken_or_is_lost() {
+    let mut master = Master::with_waiting(2, 1);
+    assert_eq!(creates(&master.answers_roll_call(0, vec![], remembers(1, &[]))), []);
+    let (reply, why) = mpsc::channel();
+    master.turn(vec![Message::Why { job: JobId(1), reply }]);
+    assert!(why.recv().unwrap().unwrap().contains("node 1 has said what it runs"));
+    let silent = || Said::Events { after: EventNumber(0), answer: Err("no route".into()) };
+    assert_eq!(creates(&master.says(1, silent())), []);
+    master.now.clock += Duration::from_secs(10);
+    assert_eq!(creates(&master.says(1, silent())), [(1, 1)]);
+}
+
+#[test]
+fn a_waiting_job_that_a_node_has_is_not_run_again_but_followed() {
+    let mut master = Master::with_waiting(1, 3);
+    let tasks = vec![
+        report(JobId(1), Attempt(1), TaskId(8), State::Running),
+        report(JobId(2), Attempt(2), TaskId(9), State::Finished),
+    ];
+    let orders = master.answers_roll_call(0, tasks, remembers(3, &[]));
+    assert_eq!(creates(&orders), [(3, 1)]);
+    let (first, second) = (master.job(1), master.job(2));
+    assert_eq!((first.status, first.attempt), (State::Running, Attempt(1)));
+    assert_eq!(first.placed, Some(Placed { node: NodeId(0), task: Some(TaskId(8)) }));
+    assert_eq!((second.status, second.attempt), (State::Finished, Attempt(2)));
+}
+
+#[test]
+fn a_waiting_job_whose_end_was_acknowledged_in_a_time_the_database_does_not_know_is_lost() {
+    let mut master = Master::with_waiting(1, 2);
+    let orders = master.answers_roll_call(0, vec![], remembers(2, &[(5, 1, 1)]));
+    assert_eq!(creates(&orders), [(2, 1)]);
+    assert_eq!((master.job(1).status, master.job(1).cause), (State::Failed, Some(Reason::RanUnknown)));
+}
+
+#[test]
+fn a_later_attempt_that_lives_on_one_node_counts_for_more_than_an_earlier_one_that_another_has_forgotten() {
+    let mut master = Master::with_waiting(2, 1);
+    master.answers_roll_call(0, vec![], remembers(1, &[(5, 1, 1)]));
+    let running = report(JobId(1), Attempt(2), TaskId(9), State::Running);
+    assert_eq!(creates(&master.answers_roll_call(1, vec![running], remembers(1, &[]))), []);
+    assert_eq!((master.job(1).status, master.job(1).attempt), (State::Running, Attempt(2)));
+}
+
+#[test]
+fn an_acknowledgement_that_is_written_down_is_no_sign_of_an_older_copy() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 7, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.start_gathering();
+    let orders = master.answers_roll_call(0, vec![], remembers(1, &[(7, 1, 1)]));
+    assert_eq!(creates(&orders), [(1, 1)], "it was sent before the restart, and is sent again");
+    assert_ne!(master.job(1).status, State::Failed);
+}
+
+#[test]
+fn if_more_was_forgotten_than_is_listed_every_waiting_job_may_have_run() {
+    let mut master = Master::with_waiting(1, 2);
+    let much = Remembered { unlisted_to: EventNumber(5), ..remembers(2, &[(6, 900, 1)]) };
+    assert_eq!(creates(&master.answers_roll_call(0, vec![], much)), []);
+    for job in [1, 2] {
+        assert_eq!(master.job(job).cause, Some(Reason::RanUnknown));
+    }
+    let new = master.submit(vec![spec(64)]);
+    assert_eq!(creates(&new.1), [(1003, 1)], "a new job has not run");
+}
+
+#[test]
+fn a_node_that_is_back_with_an_old_disk_is_no_sign_of_an_older_copy() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.tells(node(), 0, 3, vec![report(JobId(1), Attempt(1), TaskId(8), State::Finished)]);
+    let full = NodeResource { instance: InstanceId("a new disk".into()), mem: 0, ..node() };
+    master.tells(full, 0, 1, vec![]);
+    assert_eq!(creates(&master.submit(vec![spec(64)]).1), []);
+    master.start_gathering();
+    let old = Remembered { unlisted_to: EventNumber(2), ..remembers(1, &[(3, 1, 1)]) };
+    master.answers_roll_call(0, vec![], old);
+    assert_eq!((master.job(1).status, master.job(2).status), (State::Finished, State::Assigned));
+    assert_eq!(master.submit(vec![spec(64)]).0.unwrap()[0].id, JobId(3));
+}
+
+#[test]
+fn a_create_without_an_answer_is_not_repeated_where_more_was_forgotten_than_is_listed() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    assert_eq!(creates(&master.submit(vec![spec(64)]).1), [(1, 1)]);
+    master.start_gathering();
+    let much = Remembered { unlisted_to: EventNumber(5), ..remembers(1, &[(6, 900, 1)]) };
+    assert_eq!(creates(&master.answers_roll_call(0, vec![], much)), []);
+    assert_eq!(master.job(1).cause, Some(Reason::RanUnknown));
+}
+
+#[test]
+fn a_new_job_with_the_number_of_a_forgotten_one_never_passes_for_it() {
+    let mut master = Master::new(2);
+    master.start_gathering();
+    // Node 1, which knows of the other job 1, is away.
+    master.says(1, Said::Events { after: EventNumber(0), answer: Err("connection refused".into()) });
+    let answer = master.submit_early();
+    master.answers_roll_call(0, vec![], remembers(0, &[]));
+    assert_eq!(answer.try_recv().unwrap().unwrap()[0].id, JobId(1));
+    let placed = master.job(1);
+    assert_eq!(placed.placed.unwrap().node, NodeId(0));
+    let old = vec![report(JobId(1), Attempt(1), TaskId(9), State::Running)];
+    master.answers_roll_call(1, old, remembers(1, &[]));
+    assert_eq!(master.job(1), placed);
+    let notes = master.nodes_shown().remove(1).notes;
+    assert!(notes[0].contains("does not know (job 1 as task 9)"), "{notes:?}");
+    // Sent back, it is never given to node 1 under the attempt that is there.
+    let again = master.says(0, answer_no_room());
+    assert!(!creates(&again).contains(&(1, 1)), "{again:?}");
+}
+
+fn answer_no_room() -> Said {
+    answer(1, 1, refused(RefusalCode::NoRoom))
+}
+
+#[test]
+fn tasks_that_are_nobodys_here_are_told_by_whose_they_are() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    let ours = report(JobId(1), Attempt(1), TaskId(1), State::Running);
+    let unknown = report(JobId(57), Attempt(1), TaskId(2), State::Running);
+    master.tells(node(), 0, 3, vec![ours, unknown]);
+    let another = report(JobId(1), Attempt(1), TaskId(3), State::Running);
+    let events = Events { last: EventNumber(4), events: vec![another], resource: node(), remembered: None };
+    master.says(0, Said::Events { after: EventNumber(3), answer: Ok(events) });
+    let notes = master.nodes_shown().remove(0).notes;
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(notes[0].contains("its database does not know (job 57 as task 2)"), "{notes:?}");
+    assert!(notes[1].contains("of another master (job 1 as task 3)"), "{notes:?}");
+    let over = report(JobId(57), Attempt(1), TaskId(2), State::Finished);
+    master.tells(node(), 4, 5, vec![over]);
+    assert_eq!(master.nodes_shown().remove(0).notes.len(), 1);
+}
+
+#[test]
+fn a_turn_that_could_not_be_kept_is_gathered_again() {
+    let mut master = Master::with_waiting(1, 1);
+    master.owner().store.forbid_writes(true);
+    let now = master.now;
+    let said = Said::Events {
+        after: EventNumber(0),
+        answer: Ok(Events {
+            last: EventNumber(9),
+            events: vec![],
+            resource: node(),
+            remembered: Some(remembers(1, &[(5, 1, 1)])),
+        }),
+    };
+    master.owner().turn(vec![Message::Heard(Box::new(Heard { node: NodeId(0), said }))], now).unwrap();
+    master.owner().store.forbid_writes(false);
+    assert!(master.owner().holds_placements());
+    master.answers_roll_call(0, vec![], remembers(1, &[(5, 1, 1)]));
+    assert_eq!(master.job(1).cause, Some(Reason::RanUnknown));
+}
