@@ -5,10 +5,12 @@
 //! is written as it is given. A durable commit has reached the disk when it returns (synchronous=FULL).
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Statement, params, params_from_iter};
 use wire::fault::{Errno, Point};
 use wire::{Attempt, EventNumber, InstanceId, JobId, JobSpec, NodeId, Resource, State, TaskId};
@@ -20,6 +22,8 @@ use crate::job::{Job, Placed};
 const FILE: &str = "master.db";
 /// The schema this version reads and writes (`PRAGMA user_version`).
 const SCHEMA_VERSION: i64 = 1;
+/// How a database file begins (sqlite.org/fileformat2.html).
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// The most jobs one page may list.
 pub const MAX_PAGE: u32 = 1000;
 /// A page ends early when the commands on it are longer than this together.
@@ -82,6 +86,26 @@ pub enum StoreError {
         /// What SQLite said.
         cause: rusqlite::Error,
     },
+    /// It could not be read, or a new one not be made.
+    #[error("cannot open or make the database {}: {cause}", .path.display())]
+    Make {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// The file is not what we left.
+    #[error(
+        "cannot use the database {}: {what}; hint: put a backup of the whole state dir in its place (no number is given \
+         out twice, and the nodes still know what ran), or move the state dir away to start without memory",
+        .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The file was written by another version.
     #[error(
         "cannot use the database: its schema is version {found}, this berth-master knows {SCHEMA_VERSION}; \
@@ -102,7 +126,7 @@ impl StoreError {
                 cause.sqlite_error_code(),
                 Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
             ),
-            StoreError::OtherVersion { .. } => true,
+            StoreError::OtherVersion { .. } | StoreError::Damaged { .. } | StoreError::Make { .. } => true,
         }
     }
 }
@@ -174,22 +198,44 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database in `dir`, or makes it.
+    /// Opens the database in `dir`, or makes it. One that is damaged is refused, never taken for an empty one: since it is
+    /// made under another name, a file of its name was whole once.
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
-        let db = doing("open a file", Connection::open(dir.join(FILE)))?;
-        doing("set up", tune(&db, "PRAGMA journal_mode = WAL; PRAGMA cache_size = -1024;"))?;
-        let store = Store { db };
-        store.make_schema()?;
-        Ok(store)
+        let path = dir.join(FILE);
+        if !path.exists() {
+            make_new(dir)?;
+        }
+        check_head(&path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let opened = Connection::open_with_flags(&path, flags).map(|db| Store { db });
+        let checked = doing("open a file", opened).and_then(|store| {
+            // What is refused is left as it is: the log beside it may be all that is whole.
+            let leave_the_log = |yes| store.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, yes).map(drop);
+            doing("set up", leave_the_log(true))?;
+            doing("set up", tune(&store.db, "PRAGMA journal_mode = WAL; PRAGMA cache_size = -1024;"))?;
+            store.check(&path)?;
+            doing("set up", leave_the_log(false))?;
+            doing("take in the log", store.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))?;
+            Ok(store)
+        });
+        checked.map_err(|error| match error {
+            error @ StoreError::Sqlite { .. } if error.is_fatal() => {
+                StoreError::Damaged { path, what: error.to_string() }
+            }
+            error => error,
+        })
     }
 
-    fn make_schema(&self) -> Result<(), StoreError> {
+    fn check(&self, path: &Path) -> Result<(), StoreError> {
+        let damaged = |what: String| Err(StoreError::Damaged { path: path.to_owned(), what });
         let version = self.db.query_row("PRAGMA user_version", [], |row| row.get(0));
         match doing("read the schema's version", version)? {
-            SCHEMA_VERSION => Ok(()),
-            0 => doing("make the tables", self.db.execute_batch(&first_schema())),
-            found => Err(StoreError::OtherVersion { found }),
+            SCHEMA_VERSION => {}
+            0 => return damaged("it is empty".to_owned()),
+            found => return Err(StoreError::OtherVersion { found }),
         }
+        let said: String = doing("look for damage", self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
+        if said == "ok" { Ok(()) } else { damaged(said.replace('\n', " ")) }
     }
 
     /// This master's name, born with the database.
@@ -439,6 +485,40 @@ fn tune(db: &Connection, pragmas: &str) -> rusqlite::Result<()> {
     db.execute_batch(pragmas)
 }
 
+/// SQLite takes an empty file for a new database, and throws away the log beside it.
+fn check_head(path: &Path) -> Result<(), StoreError> {
+    let mut head = [0; MAGIC.len()];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    match read {
+        Ok(()) if head == *MAGIC => Ok(()),
+        Err(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => {
+            Err(StoreError::Make { path: path.into(), cause })
+        }
+        Ok(()) | Err(_) => Err(StoreError::Damaged { path: path.into(), what: "it is not a database".to_owned() }),
+    }
+}
+
+/// Makes an empty database, and only then gives it its name.
+fn make_new(dir: &Path) -> Result<(), StoreError> {
+    let (path, fresh) = (dir.join(FILE), dir.join(format!("{FILE}.new")));
+    if dir.join(format!("{FILE}-wal")).exists() {
+        return Err(StoreError::Damaged { path, what: "it is missing, and its log is there".to_owned() });
+    }
+    let made = |result: io::Result<()>| result.map_err(|cause| StoreError::Make { path: path.clone(), cause });
+    for left in [fresh.clone(), dir.join(format!("{FILE}.new-journal"))] {
+        made(std::fs::remove_file(left).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        }))?;
+    }
+    let db = doing("make a file", Connection::open(&fresh))?;
+    doing("make the tables", db.execute_batch(&first_schema()))?;
+    doing("close the new file", db.close().map_err(|(_, cause)| cause))?;
+    made(std::fs::rename(&fresh, &path).and_then(|()| std::fs::File::open(dir)?.sync_all()))?;
+    log::info!("made a new database in {}", dir.display());
+    Ok(())
+}
+
 fn first_schema() -> String {
     let mut sql = format!("BEGIN IMMEDIATE; {SCHEMA}");
     for state in State::ALL {
@@ -628,6 +708,37 @@ mod tests {
         store.db.execute_batch("PRAGMA user_version = 99").unwrap();
         drop(store);
         assert!(matches!(Store::open(dir.path()), Err(StoreError::OtherVersion { found: 99 })));
+    }
+
+    fn refusal(dir: &Scratch) -> String {
+        Store::open(dir.path()).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_damaged_database_is_refused_with_its_path_and_a_hint_and_never_taken_for_an_empty_one() {
+        let (dir, store, reader) = opened();
+        (0..200).for_each(|_| drop(add(&store, "a")));
+        drop((store, reader));
+        let file = dir.path().join(FILE);
+        let whole = std::fs::read(&file).unwrap();
+        let mut holed = whole.clone();
+        for page in (8192..whole.len()).step_by(4096) {
+            holed[page..page + 512].fill(0xa5);
+        }
+        let garbage: Vec<u8> = whole.iter().map(|byte| byte ^ 0x5a).collect();
+        let damages =
+            [("empty", vec![]), ("half", whole[..whole.len() / 2].to_vec()), ("holed", holed), ("garbage", garbage)];
+        for (damage, bytes) in damages {
+            std::fs::write(&file, bytes).unwrap();
+            let said = refusal(&dir);
+            assert!(said.contains(file.to_str().unwrap()) && said.contains("hint: put a backup"), "{damage}: {said}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(dir.path().join(format!("{FILE}-wal")), "left behind").unwrap();
+        assert!(refusal(&dir).contains("it is missing"), "{}", refusal(&dir));
+        std::fs::remove_file(dir.path().join(format!("{FILE}-wal"))).unwrap();
+        std::fs::write(dir.path().join(format!("{FILE}.new")), "half made").unwrap();
+        assert_eq!(Store::open(dir.path()).unwrap().next_id().unwrap(), JobId(1));
     }
 
     #[test]

@@ -136,8 +136,8 @@ pub enum JournalError {
     },
     /// A line in the middle is no record.
     #[error(
-        "cannot read line {line} of the journal {}: {cause}; hint: restore the file, or move it away to start \
-         without memory (tasks still running are then stopped and removed)", .path.display()
+        "cannot read line {line} of the journal {}: {cause}; hint: start the version that wrote it, restore the file, or \
+         move it away to start without memory (tasks still running are then stopped and removed)", .path.display()
     )]
     Garbage {
         /// The file.
@@ -195,11 +195,12 @@ impl Journal {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(open)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(open)?;
-        let (records, whole) = read_records(&bytes).map_err(|(line, cause)| JournalError::Garbage {
-            path: path.to_owned(),
-            line,
-            cause,
-        })?;
+        let garbage = |(line, cause)| JournalError::Garbage { path: path.to_owned(), line, cause };
+        let (records, whole) = read_records(&bytes).map_err(garbage)?;
+        // The first line comes with a new file, synced before it gets its name: it cannot be torn.
+        if records.is_empty() && !bytes.is_empty() {
+            return Err(garbage((1, serde::de::Error::custom("not one whole record"))));
+        }
         let len = whole as u64;
         if whole < bytes.len() {
             log::warn!("the journal {} ended in a torn line of {} bytes, cut off", path.display(), bytes.len() - whole);
@@ -523,6 +524,19 @@ mod tests {
         std::fs::write(scratch.join("journal"), lines).unwrap();
         let said = Journal::open(&scratch.join("journal")).unwrap_err().to_string();
         assert!(said.contains("line 2 of the journal") && said.contains("hint:"), "{said}");
+    }
+
+    #[test]
+    fn a_file_without_one_whole_record_is_refused_and_left_as_it_is() {
+        let scratch = Scratch::new("nothing");
+        let whole = line_of(&ended(1)).unwrap();
+        for bytes in [&b"garbage"[..], b"\0\0\0\0\n", &whole[..whole.len() - 1], b"{\"record\":\"ofAnotherVersion\"}\n"]
+        {
+            std::fs::write(scratch.join("journal"), bytes).unwrap();
+            let said = Journal::open(&scratch.join("journal")).unwrap_err().to_string();
+            assert!(said.contains("line 1 of the journal") && said.contains("hint:"), "{said}");
+            assert_eq!(std::fs::read(scratch.join("journal")).unwrap(), bytes);
+        }
     }
 
     #[test]

@@ -122,6 +122,18 @@ impl Supervisor {
         };
         let launcher = Launcher::new(&settings)?;
         let (journal, records) = Journal::open(&state_dir.journal())?;
+        match (records.is_empty(), state_dir.was_used()) {
+            (true, true) => log::warn!(
+                "the journal {} is empty, though this state dir was used before: its tasks are forgotten, and masters \
+                 will take this for another node",
+                state_dir.journal().display()
+            ),
+            (false, false) => log::warn!(
+                "the file instance is missing beside the journal {}: masters will take this for another node",
+                state_dir.journal().display()
+            ),
+            (true, false) | (false, true) => {}
+        }
         let instance = if records.is_empty() { state_dir.new_instance()? } else { state_dir.instance()? };
         let layout = Layout::prepare(&config.cgroup_root)?;
         let claim = layout.claim()?;

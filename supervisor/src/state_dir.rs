@@ -76,6 +76,11 @@ impl StateDir {
         }
     }
 
+    /// Whether somebody has asked before: then a journal with nothing in it has lost what was.
+    pub fn was_used(&self) -> bool {
+        self.path.join("instance").exists()
+    }
+
     /// Makes it another. Whoever has no journal remembers no task, and gives out the same task ids again: no
     /// master may take it for the node it knew.
     pub fn new_instance(&self) -> Result<InstanceId, StateDirError> {
