@@ -12,9 +12,10 @@ use wire::access::{ListenRefused, check_listen};
 use wire::job::MIN_MEM_MIB;
 use wire::{CpuAmount, CpuRequest, CpuSet, ImageId, JobSpec, NodeId, Resource};
 
-use crate::launch::{Network, UnionChoice};
+use crate::launch::Network;
 use crate::lxc_config::UnionDriver;
 use crate::machine;
+use crate::unions::UnionChoice;
 
 /// How it is called.
 pub const USAGE: &str = "\

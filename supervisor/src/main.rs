@@ -34,6 +34,7 @@ mod sweep;
 mod sys;
 mod task;
 mod task_table;
+mod unions;
 
 use std::process::ExitCode;
 
@@ -88,10 +89,10 @@ fn images_of(node: &NodeConfig) -> std::path::PathBuf {
     node.state_dir.join("img")
 }
 
-fn launch_settings(node: &NodeConfig) -> Result<launch::Settings, launch::UnionError> {
+fn launch_settings(node: &NodeConfig) -> Result<launch::Settings, unions::UnionError> {
     Ok(launch::Settings {
         state_dir: node.state_dir.clone(),
         package_roots: node.package_roots.clone(),
-        union: launch::choose_union(node.union, &node.state_dir)?,
+        union: unions::choose(node.union, &node.state_dir)?,
     })
 }

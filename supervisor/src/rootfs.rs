@@ -11,12 +11,12 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
-use rustix::mount::{FsOpenFlags, MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::launch::step::{Step, StepError};
 use crate::lxc_config::{MountEntry, UnionDriver};
-use crate::security;
+use crate::{security, unions};
 
 /// The writable layer (the upperdir).
 pub const UPPER: &str = "usrfile";
@@ -45,21 +45,10 @@ pub fn make_folders(driver: UnionDriver) -> Result<(), StepError> {
     }
     // Fresh, whatever the image has there.
     for name in ["tmp", "workspace"] {
-        hide_below(driver, &format!("{UPPER}/{name}"))?;
+        let folder = format!("{UPPER}/{name}");
+        unions::hide_below(driver, &folder).step(|| format!("make {folder} opaque"))?;
     }
     Ok(())
-}
-
-/// Makes a folder of the writable layer hide what lower layers have in it.
-fn hide_below(driver: UnionDriver, folder: &str) -> Result<(), StepError> {
-    let hidden = match driver {
-        UnionDriver::Overlay => rustix::fs::setxattr(folder, "trusted.overlay.opaque", b"y", XattrFlags::empty()),
-        UnionDriver::Aufs => {
-            let marker = format!("{folder}/.wh..wh..opq");
-            rustix::fs::mknodat(CWD, marker, FileType::RegularFile, Mode::from_raw_mode(0o444), 0)
-        }
-    };
-    hidden.step(|| format!("make {folder} opaque"))
 }
 
 /// Unites package folders (first wins) with the writable workspace, if there are any.
@@ -83,12 +72,16 @@ pub fn workspace_entry(driver: UnionDriver, container: &Path, packages: &[&Path]
     }
     let lowers: Vec<String> = packages.iter().map(|path| spelled(driver, path)).collect::<Option<_>>()?;
     let at = |folder: &str| container.join(folder).display().to_string();
-    let options = union_options(driver, &lowers, &at(UPPER_WORKSPACE), &at(WORKSPACE_WORK));
+    let (upper, work) = (at(UPPER_WORKSPACE), at(WORKSPACE_WORK));
+    let options = match driver {
+        UnionDriver::Overlay => unions::overlay_options(&lowers, &upper, &work),
+        UnionDriver::Aufs => unions::aufs_options(&lowers, &upper, Some(&work)),
+    };
     Some(MountEntry {
         source: driver.as_str().to_owned(),
         target: "workspace".to_owned(),
         fstype: driver.as_str().to_owned(),
-        options: options.to_string_lossy().split(',').map(str::to_owned).collect(),
+        options: options.split(',').map(str::to_owned).collect(),
     })
 }
 
@@ -116,26 +109,7 @@ fn unite(
     target: &str,
 ) -> Result<(), StepError> {
     let lowers: Vec<String> = lowers.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
-    let options = union_options(driver, &lowers, upper, work);
-    rustix::mount::mount(driver.as_str(), target, driver.as_str(), NO_DEVICES, Some(options.as_c_str()))
-        .step(|| format!("mount {} on {target}", driver.as_str()))
-}
-
-/// The mount options that unite `lowers` (top first) under `upper`.
-///
-/// overlay: `volatile` (Linux 5.10) never syncs, which is what a layer that is thrown away wants. AUFS: the branch
-/// order is the same, `ro+wh` lets a lower branch's whiteouts count, and `xino` is kept out of the writable layer.
-pub fn union_options(driver: UnionDriver, lowers: &[String], upper: &str, work: &str) -> std::ffi::CString {
-    let options = match driver {
-        UnionDriver::Overlay => {
-            format!("lowerdir={},upperdir={upper},workdir={work},volatile", lowers.join(":"))
-        }
-        UnionDriver::Aufs => {
-            let branches: Vec<String> = lowers.iter().map(|lower| format!("{lower}=ro+wh")).collect();
-            format!("br:{upper}=rw:{},noxino", branches.join(":"))
-        }
-    };
-    std::ffi::CString::new(options).unwrap_or_default()
+    unions::mount(driver, &lowers, upper, work, target).step(|| format!("mount {} on {target}", driver.as_str()))
 }
 
 /// Keeps every mount of this namespace to itself: none goes to the host, none comes from it.
@@ -305,42 +279,9 @@ fn make_folder(path: impl AsRef<Path>, mode: u32) -> Result<(), StepError> {
     rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(mode)).step(|| format!("make folder {}", path.display()))
 }
 
-/// Has the kernel load a union filesystem's module, if it is one and not there yet: /proc/filesystems lists no module
-/// that nobody has used, as on every Debian after boot. What comes of it, that list tells.
-pub fn load(driver: UnionDriver) {
-    let _ = rustix::mount::fsopen(driver.as_str(), FsOpenFlags::FSOPEN_CLOEXEC);
-}
-
-/// Whether this kernel has a union filesystem of that name, from the text of /proc/filesystems.
-pub fn kernel_has(driver: UnionDriver, filesystems: &str) -> bool {
-    filesystems.lines().any(|line| line.split_whitespace().last() == Some(driver.as_str()))
-}
-
-/// Whether a folder can be the writable layer: overlayfs wants trusted.* extended attributes there.
-pub fn takes_trusted_xattrs(folder: &Path) -> bool {
-    const PROBE: &str = "trusted.berth.probe";
-    let set = rustix::fs::setxattr(folder, PROBE, b"y", XattrFlags::empty());
-    let _ = rustix::fs::removexattr(folder, PROBE);
-    set.is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn options(driver: UnionDriver) -> String {
-        union_options(driver, &["/top".into(), "/base".into()], "up", "work").into_string().unwrap()
-    }
-
-    #[test]
-    fn overlay_takes_its_lowers_top_first_and_never_syncs() {
-        assert_eq!(options(UnionDriver::Overlay), "lowerdir=/top:/base,upperdir=up,workdir=work,volatile");
-    }
-
-    #[test]
-    fn aufs_takes_the_writable_branch_first_and_honours_whiteouts_below() {
-        assert_eq!(options(UnionDriver::Aufs), "br:up=rw:/top=ro+wh:/base=ro+wh,noxino");
-    }
 
     #[test]
     fn a_package_path_is_spelled_so_that_it_stays_one_layer_or_not_at_all() {
@@ -361,13 +302,5 @@ mod tests {
         assert_eq!(unless_absent(failed(libc::ENOENT)), Ok(()));
         assert!(unless_absent(failed(libc::EACCES)).is_err());
         assert!(unless_absent(Err(StepError::said("mask", "ENOENT"))).is_err());
-    }
-
-    #[test]
-    fn a_filesystem_is_known_by_its_whole_name() {
-        let text = "nodev\tsysfs\n\text4\nnodev\toverlay\n";
-        assert!(kernel_has(UnionDriver::Overlay, text));
-        assert!(!kernel_has(UnionDriver::Aufs, text));
-        assert!(!kernel_has(UnionDriver::Overlay, "nodev\toverlayfs2\n"));
     }
 }

@@ -21,7 +21,7 @@ use crate::event_loop::{Event, EventLoop, Watcher};
 use crate::fault;
 use crate::history::{Era, History};
 use crate::journal::{Journal, JournalError};
-use crate::launch::{self, LaunchError, Launcher, Settings, UnionError};
+use crate::launch::{self, LaunchError, Launcher, Settings};
 use crate::log_pages::LogPages;
 use crate::machine;
 use crate::node::{self, Node, Share};
@@ -31,6 +31,7 @@ use crate::state_dir::{StateDir, StateDirError};
 use crate::sweep::{Sweeper, Synced};
 use crate::task::{self, Now};
 use crate::task_table::{Deed, TaskTable};
+use crate::unions::{self, UnionError};
 
 /// Why the daemon cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +119,7 @@ impl Supervisor {
         let settings = Settings {
             state_dir: config.state_dir.clone(),
             package_roots: config.package_roots.clone(),
-            union: launch::choose_union(config.union, &config.state_dir)?,
+            union: unions::choose(config.union, &config.state_dir)?,
         };
         let launcher = Launcher::new(&settings)?;
         let (journal, records) = Journal::open(&state_dir.journal())?;

@@ -10,7 +10,7 @@ use rustix::process::{PidfdFlags, WaitId, WaitIdOptions};
 
 use super::{Finding, on_a_thread, read};
 use crate::lxc_config::UnionDriver;
-use crate::{rootfs, sys};
+use crate::{sys, unions};
 
 /// Where the kernel says its release (proc(5)).
 pub(super) const RELEASE_FILE: &str = "/proc/sys/kernel/osrelease";
@@ -19,7 +19,7 @@ const FLOOR: Release = Release(5, 10);
 
 pub(super) fn examine() -> Vec<Finding> {
     let mut findings = vec![release(read(RELEASE_FILE).trim())];
-    rootfs::load(UnionDriver::Overlay);
+    unions::load(UnionDriver::Overlay);
     findings.extend(unions(&read("/proc/filesystems")));
     findings.extend(NAMESPACES.iter().map(|&(name, flag)| {
         let tried = on_a_thread(|| Ok(nix::sched::unshare(flag)?));

@@ -18,7 +18,7 @@ use wire::{BootId, JobSpec, Reason};
 
 use crate::cgroup::Layout;
 use crate::lxc_config::UnionDriver;
-use crate::{child, fault, namespaces, rootfs, sys};
+use crate::{child, fault, namespaces, sys};
 
 mod alarms;
 mod init;
@@ -266,55 +266,4 @@ pub fn boot_id() -> io::Result<BootId> {
         log::warn!("{BOOT_ID_FILE} has the boot id read from {}", file.display());
     }
     Ok(BootId(std::fs::read_to_string(file)?.trim().to_owned()))
-}
-
-/// Chooses the union filesystem of this node.
-pub fn choose_union(choice: UnionChoice, state_dir: &Path) -> Result<UnionDriver, UnionError> {
-    rootfs::load(UnionDriver::Overlay);
-    let filesystems = std::fs::read_to_string("/proc/filesystems").map_err(UnionError::Filesystems)?;
-    let candidates: &[UnionDriver] = match choice {
-        UnionChoice::Auto => &[UnionDriver::Aufs, UnionDriver::Overlay],
-        UnionChoice::Only(UnionDriver::Aufs) => &[UnionDriver::Aufs],
-        UnionChoice::Only(UnionDriver::Overlay) => &[UnionDriver::Overlay],
-    };
-    let driver = candidates.iter().copied().find(|&driver| rootfs::kernel_has(driver, &filesystems));
-    let driver = driver.ok_or_else(|| UnionError::Absent {
-        wanted: candidates.iter().map(|driver| driver.as_str()).collect::<Vec<_>>().join(" or "),
-        hint: candidates.last().map_or("overlay", |driver| driver.as_str()),
-    })?;
-    if driver == UnionDriver::Overlay && !rootfs::takes_trusted_xattrs(state_dir) {
-        return Err(UnionError::StateDir(state_dir.to_owned()));
-    }
-    Ok(driver)
-}
-
-/// `--union`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnionChoice {
-    /// AUFS where the kernel has it, overlay elsewhere.
-    Auto,
-    /// This one or none.
-    Only(UnionDriver),
-}
-
-/// Why layers cannot be united here.
-#[derive(Debug, thiserror::Error)]
-pub enum UnionError {
-    /// The kernel's list cannot be read.
-    #[error("cannot read /proc/filesystems: {0}")]
-    Filesystems(io::Error),
-    /// The kernel lacks it.
-    #[error("this kernel has no {wanted} filesystem; hint: modprobe {hint}, or choose another --union")]
-    Absent {
-        /// What was looked for.
-        wanted: String,
-        /// Its module.
-        hint: &'static str,
-    },
-    /// The state dir cannot hold a writable layer.
-    #[error(
-        "{0} is on a filesystem that cannot hold an overlay's writable layer (no trusted.* extended attributes); \
-             hint: put --state-dir on ext4, xfs, btrfs or tmpfs"
-    )]
-    StateDir(PathBuf),
 }
