@@ -19,6 +19,7 @@ const FLOOR: Release = Release(5, 10);
 
 pub(super) fn examine() -> Vec<Finding> {
     let mut findings = vec![release(read(RELEASE_FILE).trim())];
+    unions::load(UnionDriver::Aufs);
     unions::load(UnionDriver::Overlay);
     findings.extend(unions(&read("/proc/filesystems")));
     findings.extend(NAMESPACES.iter().map(|&(name, flag)| {

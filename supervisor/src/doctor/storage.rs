@@ -3,16 +3,19 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::XattrFlags;
-use rustix::mount::{MountFlags, MountPropagationFlags};
-
-use super::{Finding, on_a_thread};
+use super::{Finding, read};
+use crate::lxc_config::UnionDriver;
+use crate::unions::{self, kernel_has};
 
 const MIB: u64 = 1024 * 1024;
 
 pub(super) fn examine(state_dir: &Path) -> Vec<Finding> {
     let existing = nearest_existing(state_dir);
-    vec![state_dir_finding(&existing, &try_overlay(&existing)), free_space(&existing, rustix::fs::statvfs(&existing))]
+    let filesystems = read("/proc/filesystems");
+    let there =
+        [UnionDriver::Aufs, UnionDriver::Overlay].into_iter().filter(|driver| kernel_has(*driver, &filesystems));
+    let trials: Vec<_> = there.map(|driver| (driver, unions::prove(driver, &existing))).collect();
+    vec![state_dir_finding(&existing, &trials), free_space(&existing, rustix::fs::statvfs(&existing))]
 }
 
 /// The state dir, or the folder it would be made in.
@@ -21,62 +24,25 @@ fn nearest_existing(state_dir: &Path) -> PathBuf {
     nearest.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
 }
 
-/// How an overlay with its writable layer in a folder went.
-#[derive(Debug)]
-struct Trial {
-    overlay: io::Result<()>,
-    volatile: io::Result<()>,
-    xattrs: io::Result<()>,
-}
-
-/// Mounts overlays with their writable layers in `folder`, and leaves nothing.
-fn try_overlay(folder: &Path) -> io::Result<Trial> {
-    let scratch = folder.join(format!(".berth-doctor-{}", std::process::id()));
-    let made = ["lower", "upper", "work", "volatile-upper", "volatile-work", "merged"]
-        .iter()
-        .try_for_each(|name| std::fs::create_dir_all(scratch.join(name)));
-    let trial = made.and_then(|()| {
-        // The mounts end with the thread that is alone in their namespace.
-        on_a_thread(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-            rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-            // Short relative names: no colon or comma of the folder's own can get into the options.
-            rustix::process::chdir(&scratch)?;
-            Ok(Trial {
-                overlay: mount_overlay("upper", "work", ""),
-                volatile: mount_overlay("volatile-upper", "volatile-work", ",volatile"),
-                xattrs: Ok(rustix::fs::setxattr("upper", "trusted.overlay.opaque", b"y", XattrFlags::empty())?),
-            })
-        })
-    });
-    // That it cannot be removed is no news beside why it could not be made.
-    let _ = std::fs::remove_dir_all(&scratch);
-    trial
-}
-
-fn mount_overlay(upper: &str, work: &str, option: &str) -> io::Result<()> {
-    let options = std::ffi::CString::new(format!("lowerdir=lower,upperdir={upper},workdir={work}{option}"))?;
-    rustix::mount::mount("overlay", "merged", "overlay", MountFlags::NODEV, Some(options.as_c_str()))?;
-    std::fs::write("merged/file", "through the overlay")?;
-    std::fs::metadata(Path::new(upper).join("file")).map(drop)
-}
-
-fn state_dir_finding(folder: &Path, trial: &io::Result<Trial>) -> Finding {
+/// From how each union filesystem of this kernel did in a folder, the preferred first.
+fn state_dir_finding(folder: &Path, trials: &[(UnionDriver, io::Result<()>)]) -> Finding {
     const NAME: &str = "state dir";
     const HINT: &str = "choose a --state-dir on ext4, xfs, btrfs or tmpfs";
     let at = folder.display();
-    match trial {
-        Err(cause) => Finding::missing(NAME, format!("cannot try an overlay in {at}: {cause}")),
-        Ok(Trial { overlay: Err(cause), .. }) => {
-            Finding::missing(NAME, format!("{at} cannot hold the writable layer of an overlay ({cause}); {HINT}"))
+    let works = trials.iter().find(|(_, trial)| trial.is_ok()).map(|(driver, _)| driver.as_str());
+    let fails = trials.iter().find_map(|(driver, trial)| Some((driver.as_str(), trial.as_ref().err()?)));
+    match (works, fails) {
+        (Some(works), None) => {
+            Finding::good(NAME, format!("{at} holds the writable layers of containers: tried with {works}"))
         }
-        Ok(Trial { xattrs: Err(cause), .. }) => {
-            Finding::missing(NAME, format!("{at} takes no trusted extended attributes ({cause}); {HINT}"))
+        (Some(works), Some((fails, cause))) => {
+            Finding::degraded(NAME, format!("{at} holds them with {works}, and not with {fails}: {cause}"))
         }
-        Ok(Trial { volatile: Err(cause), .. }) => {
-            Finding::missing(NAME, format!("{at} cannot hold a volatile overlay ({cause}); that needs Linux 5.10"))
-        }
-        Ok(_) => Finding::good(NAME, format!("{at} holds the writable layers of containers")),
+        (None, Some((fails, cause))) => Finding::missing(
+            NAME,
+            format!("{at} cannot hold the writable layer of a container with {fails}: {cause}; {HINT}"),
+        ),
+        (None, None) => Finding::missing(NAME, "there is no union filesystem to try in it"),
     }
 }
 
@@ -106,7 +72,7 @@ fn judge_space(bytes: u64, inodes: u64, all_inodes: u64) -> Finding {
 mod tests {
     use super::super::State;
     use super::*;
-    use crate::scratch::{Scratch, root_or_skip};
+    use crate::scratch::Scratch;
 
     #[test]
     fn a_state_dir_that_is_not_there_is_judged_by_the_folder_it_would_be_made_in() {
@@ -116,16 +82,19 @@ mod tests {
     }
 
     #[test]
-    fn a_filesystem_that_cannot_hold_an_upper_layer_is_refused() {
-        if !root_or_skip("trying an overlay needs root") {
-            return;
-        }
-        let trial = try_overlay(Path::new("/proc"));
-        assert!(trial.is_err());
-        assert_eq!(state_dir_finding(Path::new("/proc"), &trial).state, State::Missing);
+    fn a_filesystem_that_cannot_hold_an_upper_layer_is_refused_and_one_that_works_is_enough() {
         let refused = || Err(io::Error::from_raw_os_error(libc::EINVAL));
-        let trial = Ok(Trial { overlay: refused(), volatile: Ok(()), xattrs: Ok(()) });
-        assert!(state_dir_finding(Path::new("/nfs"), &trial).says.contains("--state-dir on ext4"));
+        let finding = |aufs, overlay| {
+            let trials = [(UnionDriver::Aufs, aufs), (UnionDriver::Overlay, overlay)];
+            state_dir_finding(Path::new("/state"), &trials)
+        };
+        assert_eq!(finding(Ok(()), Ok(())).state, State::Good);
+        assert!(finding(Ok(()), Ok(())).says.ends_with("tried with aufs"), "the one that is chosen");
+        assert_eq!(finding(refused(), Ok(())).state, State::Degraded);
+        assert_eq!(finding(refused(), refused()).state, State::Missing);
+        let only = state_dir_finding(Path::new("/nfs"), &[(UnionDriver::Overlay, refused())]);
+        assert!(only.state == State::Missing && only.says.contains("--state-dir on ext4"), "{}", only.says);
+        assert_eq!(state_dir_finding(Path::new("/state"), &[]).state, State::Missing);
     }
 
     #[test]
