@@ -18,7 +18,7 @@ use crate::task::{Event, Init, Now, Phase, Task};
 use crate::task_table::TaskTable;
 
 /// How containers of `berth-supervisor run` are named: they belong to whoever runs them.
-const FOREGROUND_PREFIX: &str = "run-";
+pub const FOREGROUND_PREFIX: &str = "run-";
 /// Where whole numbers in JSON end (RFC 8259, section 6): no task was ever given a higher one.
 const HIGHEST_TASK: TaskId = TaskId((1 << 53) - 1);
 

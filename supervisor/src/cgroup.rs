@@ -95,6 +95,13 @@ impl fmt::Display for Kind {
 #[serde(transparent)]
 pub struct Bases(BTreeMap<String, PathBuf>);
 
+impl Bases {
+    /// The folders.
+    pub fn folders(&self) -> impl Iterator<Item = &PathBuf> {
+        self.0.values()
+    }
+}
+
 /// What a container's cgroup counters say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -560,6 +567,16 @@ impl<'a> CgroupMount<'a> {
         let below = Path::new(own).strip_prefix(self.root).unwrap_or(Path::new(""));
         Path::new(self.point).join(below)
     }
+}
+
+/// The bases a supervisor that is started here would have, as far as they exist. Nothing is made, locked or written.
+pub fn bases_here(root: &str) -> Result<Bases, CgroupError> {
+    let mounts = detect(&read_file(Path::new("/proc/self/mountinfo"))?, &read_file(Path::new("/proc/self/cgroup"))?);
+    let bases = mounts.into_iter().enumerate().map(|(number, mount)| {
+        let base = outside_own_leaf(mount.own, root).join(root);
+        (format!("{number}"), base)
+    });
+    Ok(Bases(bases.filter(|(_, base)| base.is_dir()).collect()))
 }
 
 /// Makes our base in a hierarchy and readies it for containers.

@@ -25,6 +25,7 @@ berth-supervisor: runs the tasks of one node in containers
   berth-supervisor run --image ID [options] -- 'command line'
                                                        one container in the foreground
   berth-supervisor doctor                              what this kernel offers and lacks
+  berth-supervisor doctor --leaks [--json]             what of ours has no owner; exit status 1 if anything
   berth-supervisor image add ID FOLDER_OR_TAR | list | rm ID
 
 options
@@ -109,6 +110,13 @@ pub enum Command {
     },
     /// Tell what this kernel offers.
     Doctor(NodeConfig),
+    /// Tell what of ours has no owner.
+    Leaks {
+        /// Whose state dir and cgroups.
+        node: NodeConfig,
+        /// As JSON.
+        json: bool,
+    },
     /// Make an image.
     ImageAdd {
         /// The node's.
@@ -192,12 +200,19 @@ struct RunOptions {
     words: Vec<String>,
 }
 
+/// What was said of a doctor.
+#[derive(Debug, Default)]
+struct DoctorOptions {
+    leaks: bool,
+    json: bool,
+}
+
 /// Which command was named.
 #[derive(Debug)]
 enum Named {
     Serve,
     Run(RunOptions),
-    Doctor,
+    Doctor(DoctorOptions),
     Image(Vec<OsString>),
 }
 
@@ -216,7 +231,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, C
                 let option = option.to_owned();
                 let taken = match &mut named {
                     Named::Run(run) => run.take(&option, &mut parser)?,
-                    Named::Serve | Named::Doctor | Named::Image(_) => false,
+                    Named::Doctor(doctor) => doctor.take(&option),
+                    Named::Serve | Named::Image(_) => false,
                 };
                 if !taken && !flags.take(&option, &mut parser)? {
                     return Err(Arg::Long(&option).unexpected().into());
@@ -235,7 +251,7 @@ impl Named {
         match self {
             Named::Serve => match word.to_str() {
                 Some("run") => Ok(Named::Run(RunOptions::default())),
-                Some("doctor") => Ok(Named::Doctor),
+                Some("doctor") => Ok(Named::Doctor(DoctorOptions::default())),
                 Some("image") => Ok(Named::Image(Vec::new())),
                 _ => Err(ConfigError::Usage(format!("there is no command {word:?}"))),
             },
@@ -243,7 +259,7 @@ impl Named {
                 run.words.push(word.into_string().map_err(|_| ConfigError::Usage("the command is not UTF-8".into()))?);
                 Ok(Named::Run(run))
             }
-            Named::Doctor => Err(ConfigError::Usage(format!("doctor takes no {word:?}"))),
+            Named::Doctor(_) => Err(ConfigError::Usage(format!("doctor takes no {word:?}"))),
             Named::Image(mut words) => {
                 words.push(word);
                 Ok(Named::Image(words))
@@ -258,9 +274,25 @@ impl Named {
                 Ok(Command::Serve(node))
             }
             Named::Run(run) => run.settle(node),
-            Named::Doctor => Ok(Command::Doctor(node)),
+            Named::Doctor(DoctorOptions { leaks: true, json }) => Ok(Command::Leaks { node, json }),
+            Named::Doctor(DoctorOptions { json: true, .. }) => {
+                Err(ConfigError::Usage("--json goes with doctor --leaks".into()))
+            }
+            Named::Doctor(_) => Ok(Command::Doctor(node)),
             Named::Image(words) => image_command(node, &words),
         }
+    }
+}
+
+impl DoctorOptions {
+    /// Takes an option of the doctor's. False: it is none.
+    fn take(&mut self, option: &str) -> bool {
+        match option {
+            "leaks" => self.leaks = true,
+            "json" => self.json = true,
+            _ => return false,
+        }
+        true
     }
 }
 
@@ -556,6 +588,15 @@ mod tests {
         assert_eq!((spec.resource.cpu.to_string().as_str(), spec.resource.mem, spec.timeout), ("0", 64, 300_000));
         assert_eq!((spec.command_line.as_str(), spec.package_path.as_str()), ("echo --mem", "/p/a"));
         assert_eq!(network, Network::None);
+    }
+
+    #[test]
+    fn the_doctor_looks_at_the_kernel_or_for_leaks() {
+        assert!(matches!(parsed("doctor"), Ok(Command::Doctor(_))));
+        assert!(matches!(parsed("doctor --leaks --state-dir /s"), Ok(Command::Leaks { json: false, .. })));
+        assert!(matches!(parsed("--cgroup-root b doctor --leaks --json"), Ok(Command::Leaks { json: true, .. })));
+        assert!(said("doctor --json").contains("--leaks"));
+        assert!(said("--leaks doctor").contains("--leaks"));
     }
 
     #[test]

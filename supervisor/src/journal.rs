@@ -417,6 +417,18 @@ fn line_of(record: &Record) -> io::Result<Vec<u8>> {
 ///
 /// What stands behind the last newline is torn. So is a last line that cannot be read: after a
 /// power cut the kernel may have brought only the second of a line's two pages to disk.
+/// The whole records in the journal at `path`, beside whoever writes it; a torn line at its end is left alone.
+pub fn read(path: &Path) -> Result<Vec<Record>, JournalError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(cause) => return Err(JournalError::Open { path: path.to_owned(), cause }),
+    };
+    let (records, _) =
+        read_records(&bytes).map_err(|(line, cause)| JournalError::Garbage { path: path.to_owned(), line, cause })?;
+    Ok(records)
+}
+
 fn read_records(bytes: &[u8]) -> Result<(Vec<Record>, usize), (usize, serde_json::Error)> {
     let mut records = Vec::new();
     let mut whole = 0;

@@ -13,6 +13,7 @@ mod history;
 mod images;
 mod journal;
 mod launch;
+mod leaks;
 mod log_pages;
 mod lxc_config;
 mod machine;
@@ -65,6 +66,7 @@ fn perform(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
             let status = run::run(&launch_settings(&node)?, &node.cgroup_root, &spec, network, node.grace)?;
             return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
         }
+        Command::Leaks { node, json } => return tell_leaks(&node, json),
         Command::Doctor(node) => {
             let report = doctor::examine(&node.state_dir);
             print!("{report}");
@@ -83,6 +85,21 @@ fn perform(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
         Command::Version => println!("berth-supervisor {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Exit status 0: there are none.
+fn tell_leaks(node: &NodeConfig, json: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let leaks = leaks::find(&node.state_dir, &node.cgroup_root)?;
+    if json {
+        println!("{}", serde_json::json!({ "leaks": leaks }));
+    } else {
+        leaks.iter().for_each(|leak| println!("{leak}"));
+        match leaks.len() {
+            0 => println!("nothing of ours is without an owner"),
+            count => println!("\n{count} without an owner; a supervisor removes them when it starts"),
+        }
+    }
+    Ok(if leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn images_of(node: &NodeConfig) -> std::path::PathBuf {

@@ -199,11 +199,15 @@ pub fn prove(driver: UnionDriver, folder: &Path) -> io::Result<()> {
     tried.and(removed)
 }
 
+/// Whose trial a folder of that name is.
+pub fn trial_of(name: &str) -> Option<u32> {
+    name.strip_prefix(TRIAL)?.parse().ok()
+}
+
 /// Those of processes that were killed in the midst of it.
 fn remove_old_trials(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(TRIAL)?.parse::<u32>().ok());
+        let pid = entry.file_name().to_str().and_then(trial_of);
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
             // What stays is in nobody's way, and the next one tries again.
             let _ = fs::remove_dir_all(entry.path());

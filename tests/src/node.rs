@@ -59,6 +59,7 @@ pub struct Node {
     share: PathBuf,
     packages: PathBuf,
     token: Option<String>,
+    cgroup_root: String,
     footprint: Footprint,
     daemon: Daemon,
     fds_at_start: usize,
@@ -81,7 +82,8 @@ impl Node {
         let daemon = Daemon::start(SUPERVISOR, args, log, plan.before_exec.clone());
         let fds_at_start = daemon.open_fds();
         let (token, footprint) = (plan.token.clone(), Footprint::of(sandbox));
-        Node { id, state_dir, share, packages, token, footprint, daemon, fds_at_start }
+        let cgroup_root = cgroup_root(sandbox, id);
+        Node { id, state_dir, share, packages, token, cgroup_root, footprint, daemon, fds_at_start }
     }
 
     /// Runs a test against one node that no master knows, and checks for leaks after it.
@@ -114,6 +116,11 @@ impl Node {
     /// Its state dir.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// Its `--cgroup-root`.
+    pub fn cgroup_root(&self) -> String {
+        self.cgroup_root.clone()
     }
 
     /// The root its packages may come from.

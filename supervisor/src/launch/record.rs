@@ -20,7 +20,7 @@ use super::step::StepError;
 use crate::fault;
 
 /// The file's name in the container's folder.
-const NAME: &str = "end";
+pub const NAME: &str = "end";
 /// A record is one write of less than this, which the kernel appends whole or not at all.
 const MAX_BYTES: usize = 512;
 /// The longest text of a failed step that is sure to fit.
