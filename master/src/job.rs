@@ -160,6 +160,7 @@ impl Serialize for Node {
         node.serialize_field("cpuTotal", &said.map(|said| said.cpu_total).unwrap_or_default())?;
         node.serialize_field("memTotal", &said.map_or(0, |said| said.mem_total))?;
         node.serialize_field("tasks", &said.map_or(0, |said| said.tasks))?;
+        node.serialize_field("leaks", &said.map_or(0, |said| said.leaks))?;
         node.serialize_field("load", &said.map(|said| said.load))?;
         node.serialize_field("images", &said.map(|said| &said.images))?;
         node.serialize_field("version", &said.map(|said| &said.version))?;

@@ -3,7 +3,7 @@
 //! It owns every pidfd and every line to an init. It decides nothing about tasks, and it never blocks:
 //! what is still busy is tried again later, and folders are the sweeper's business.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -380,6 +380,11 @@ impl Containers {
     /// Folders for the sweeper.
     pub fn take_folders(&mut self) -> Vec<PathBuf> {
         std::mem::take(&mut self.folders_to_sweep)
+    }
+
+    /// The names of what is being removed.
+    pub fn leaving(&self) -> HashSet<&str> {
+        self.remnants.values().map(|remnant| remnant.name.as_str()).collect()
     }
 
     /// Names of all cgroups and folders there are, whoever they belong to.

@@ -65,6 +65,8 @@ pub struct Node {
     pub cgroups: String,
     /// `overlay` or `aufs`.
     pub union: String,
+    /// Cgroups and container folders without an owner, when that was last counted; none at the start, which sweeps them.
+    pub leaks: u64,
 }
 
 impl Node {
@@ -133,6 +135,7 @@ impl Node {
             kernel: self.kernel.clone(),
             cgroups: self.cgroups.clone(),
             union: self.union.clone(),
+            leaks: self.leaks,
         }
     }
 }
@@ -170,6 +173,7 @@ pub mod tests {
             kernel: kernel(),
             cgroups: "hybrid".into(),
             union: "overlay".into(),
+            leaks: 0,
         }
     }
 

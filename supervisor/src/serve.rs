@@ -22,6 +22,7 @@ use crate::fault;
 use crate::history::{Era, History};
 use crate::journal::{Journal, JournalError};
 use crate::launch::{self, LaunchError, Launcher, Settings};
+use crate::leaks;
 use crate::log_pages::LogPages;
 use crate::machine;
 use crate::node::{self, Node, Share};
@@ -231,8 +232,11 @@ impl Supervisor {
             }
             Event::InitExited(task) => self.reap(task, now),
             Event::ChildExited(pid) if self.sweeper.is(pid) => {
-                if self.sweeper.finish(self.table.journal(), &self.watcher, now.instant) == Synced::Failed {
+                if self.sweeper.finish(self.table.journal_mut(), &self.watcher, now.instant) == Synced::Failed {
                     self.table.lose_journal();
+                }
+                if let Some(leaks) = self.sweeper.take_leaks() {
+                    self.table.note_leaks(leaks);
                 }
             }
             Event::ChildExited(pid) if self.log_pages.is(pid) => self.log_pages.finish(&self.watcher),
@@ -293,7 +297,14 @@ impl Supervisor {
             self.events.server().respond(connection, response, now.instant);
         }
         self.sweeper.add(self.containers.take_folders());
-        self.sweeper.start_if_due(self.table.journal(), &self.watcher, now.instant);
+        let (table, containers) = (&self.table, &self.containers);
+        // In the child, later: what has come since is not known, and not to be judged.
+        let count = |is_swept: &dyn Fn(&str) -> bool| {
+            let is_known = |task| task > table.last_task() || table.spec(task).is_some();
+            let leaving = containers.leaving();
+            leaks::count(&containers.names(), is_known, |name| leaving.contains(name) || is_swept(name))
+        };
+        self.sweeper.start_if_due(table.journal(), &self.watcher, now.instant, count);
         self.log_pages.start_if_due(&self.watcher, now.instant);
         self.table.compact_if_grown();
     }
@@ -364,5 +375,6 @@ fn this_node(config: &NodeConfig, settings: &Settings, instance: InstanceId, boo
         kernel: node::kernel(),
         cgroups: layout.kind().to_string(),
         union: settings.union.as_str().to_owned(),
+        leaks: 0,
     }
 }

@@ -1,10 +1,12 @@
-//! The sweeper: a forked child that syncs the journal and removes container folders, in bulk.
+//! The sweeper: a forked child that syncs the journal and removes container folders, in bulk, and counts what of ours
+//! has no owner.
 //!
 //! Both may block for as long as the disk likes, so neither is the loop's to do. One sweeper runs at a
 //! time; what comes up meanwhile waits for the next, so a busy node has few and large sweeps.
 
-use std::collections::BTreeSet;
-use std::io;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -51,6 +53,8 @@ struct Sweep {
     child: Child,
     folders: Vec<PathBuf>,
     mark: SyncMark,
+    /// What it has counted comes over this.
+    count: io::PipeReader,
 }
 
 /// Folders that resisted, and when they are tried again.
@@ -68,9 +72,15 @@ pub struct Sweeper {
     resisting: Resisting,
     due: Option<Instant>,
     sweep: Option<Sweep>,
+    leaks: Option<u64>,
 }
 
 impl Sweeper {
+    /// How many things have no owner, when that was counted anew.
+    pub fn take_leaks(&mut self) -> Option<u64> {
+        self.leaks.take()
+    }
+
     /// These folders are to go.
     pub fn add(&mut self, folders: Vec<PathBuf>) {
         self.waiting.extend(folders);
@@ -89,15 +99,22 @@ impl Sweeper {
         self.due.into_iter().chain(self.resisting.again).min()
     }
 
-    /// Starts a sweep once something has waited long enough.
-    pub fn start_if_due(&mut self, journal: &Journal, watcher: &Watcher, now: Instant) {
+    /// Starts a sweep once something has waited long enough. `count` tells, in the child, how many things have no owner,
+    /// given whether the sweeper still has what is called so.
+    pub fn start_if_due(
+        &mut self,
+        journal: &Journal,
+        watcher: &Watcher,
+        now: Instant,
+        count: impl FnOnce(&dyn Fn(&str) -> bool) -> u64,
+    ) {
         if self.due.is_none() && (!self.waiting.is_empty() || journal.wants_sync()) {
             self.due = Some(now + LINGER);
         }
         if self.next_deadline().is_some_and(|due| due <= now) {
             self.due = None;
             let folders = self.take_folders(now);
-            if let Err(error) = self.start(folders, journal, watcher) {
+            if let Err(error) = self.start(folders, journal, watcher, count) {
                 log::error!("cannot start a sweeper: {error}; trying again");
                 self.due = Some(now + FIRST_PAUSE);
             }
@@ -112,16 +129,36 @@ impl Sweeper {
         std::iter::from_fn(|| self.waiting.pop_first()).take(MAX_FOLDERS).collect()
     }
 
-    fn start(&mut self, folders: Vec<PathBuf>, journal: &Journal, watcher: &Watcher) -> io::Result<()> {
+    /// What the containers are called whose folders wait for this sweep or a later one.
+    fn names_with(&self, folders: &[PathBuf]) -> HashSet<OsString> {
+        let all = folders.iter().chain(&self.waiting).chain(&self.resisting.folders);
+        all.filter_map(|folder| folder.file_name().map(OsStr::to_owned)).collect()
+    }
+
+    fn start(
+        &mut self,
+        folders: Vec<PathBuf>,
+        journal: &Journal,
+        watcher: &Watcher,
+        count: impl FnOnce(&dyn Fn(&str) -> bool) -> u64,
+    ) -> io::Result<()> {
         let mark = journal.mark();
         let gives_way = self.waiting.len() < MAX_FOLDERS;
         wire::fault::forks(Process::Sweeper);
-        let started = fault::call(Point::SweepFork)
-            .and_then(|()| sys::fork_child(|| sweep(journal.file(), &folders, gives_way)))
-            .and_then(|child| watcher.watch_child(child));
+        // With a backlog there is better to do than to count.
+        let count = || {
+            gives_way.then(|| {
+                let swept = self.names_with(&folders);
+                count(&|name| swept.contains(OsStr::new(name)))
+            })
+        };
+        let started = fault::call(Point::SweepFork).and_then(|()| io::pipe()).and_then(|(ours, theirs)| {
+            let child = sys::fork_child(|| sweep(journal.file(), &folders, gives_way, &theirs, count))?;
+            Ok((watcher.watch_child(child)?, ours))
+        });
         match started {
-            Ok(child) => {
-                self.sweep = Some(Sweep { child, folders, mark });
+            Ok((child, ours)) => {
+                self.sweep = Some(Sweep { child, folders, mark, count: ours });
                 Ok(())
             }
             Err(error) => {
@@ -138,9 +175,12 @@ impl Sweeper {
 
     /// The sweeper has exited. Which folders are gone is looked up, not believed.
     pub fn finish(&mut self, journal: &mut Journal, watcher: &Watcher, now: Instant) -> Synced {
-        let Some(Sweep { child, folders, mark }) = self.sweep.take() else { return Synced::NotYet };
+        let Some(Sweep { child, folders, mark, mut count }) = self.sweep.take() else { return Synced::NotYet };
         fault::moment(Point::SweepSwept);
         watcher.release(&child.pidfd);
+        let mut leaks = [0; 8];
+        // It has left, so there is nothing to wait for; one that was cut off has counted nothing.
+        self.leaks = count.read_exact(&mut leaks).ok().map(|()| u64::from_ne_bytes(leaks));
         let status = child::reap(&child.pidfd).ok().flatten();
         let left = folders.into_iter().filter(|folder| folder.symlink_metadata().is_ok());
         self.keep_resisting(left.collect(), now);
@@ -172,10 +212,16 @@ impl Sweeper {
 }
 
 /// The child's whole life. The sync comes first: more waits for it.
-fn sweep(journal: BorrowedFd<'_>, folders: &[PathBuf], gives_way: bool) -> i32 {
+fn sweep(
+    journal: BorrowedFd<'_>,
+    folders: &[PathBuf],
+    gives_way: bool,
+    line: &io::PipeWriter,
+    count: impl FnOnce() -> Option<u64>,
+) -> i32 {
     // Copies of sockets and lines that live on in here would keep connections and inits from seeing their end.
     let stderr = io::stderr();
-    if let Err(error) = sys::close_all_but(&[journal, stderr.as_fd()]) {
+    if let Err(error) = sys::close_all_but(&[journal, stderr.as_fd(), line.as_fd()]) {
         log::warn!("cannot close the sweeper's copies of descriptors: {error}");
     }
     if gives_way && let Err(errno) = rustix::process::nice(NICENESS) {
@@ -189,6 +235,10 @@ fn sweep(journal: BorrowedFd<'_>, folders: &[PathBuf], gives_way: bool) -> i32 {
     }
     fault::moment(Point::SweeperSynced);
     let removed = folders.iter().filter(|folder| remove(folder)).count();
+    if let Some(leaks) = count() {
+        // Eight bytes always fit a pipe. Should nobody want them any more, nothing is lost.
+        let _ = (&*line).write_all(&leaks.to_ne_bytes());
+    }
     if removed == folders.len() { DONE } else { CANNOT_REMOVE }
 }
 
@@ -218,10 +268,10 @@ mod tests {
         let events = crate::event_loop::EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
         let mut sweeper = Sweeper::default();
         let now = Instant::now();
-        sweeper.start_if_due(&journal, &events.watcher().unwrap(), now);
+        sweeper.start_if_due(&journal, &events.watcher().unwrap(), now, |_| 0);
         assert_eq!(sweeper.next_deadline(), None, "an idle node needs no sweeper");
         sweeper.add(vec!["/cont/a".into(), "/cont/b".into()]);
-        sweeper.start_if_due(&journal, &events.watcher().unwrap(), now);
+        sweeper.start_if_due(&journal, &events.watcher().unwrap(), now, |_| 0);
         assert_eq!(sweeper.next_deadline(), Some(now + LINGER));
         sweeper.add(vec!["/cont/a".into()]);
         assert_eq!(sweeper.take_folders(now), [PathBuf::from("/cont/a"), PathBuf::from("/cont/b")]);

@@ -148,6 +148,14 @@ impl TaskTable {
         &self.node
     }
 
+    /// So many things of ours have no owner.
+    pub fn note_leaks(&mut self, leaks: u64) {
+        if leaks > self.node.leaks {
+            log::warn!("{leaks} cgroups or container folders have no owner; hint: berth-supervisor doctor --leaks");
+        }
+        self.node.leaks = leaks;
+    }
+
     /// What is not given to a task.
     pub fn free(&self) -> Share {
         self.node.total.minus(self.used)
@@ -501,8 +509,13 @@ impl TaskTable {
     }
 
     /// The journal, for the sweeper to sync.
-    pub fn journal(&mut self) -> &mut Journal {
+    pub fn journal_mut(&mut self) -> &mut Journal {
         &mut self.journal
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// Rewrites a journal that has grown far beyond what is remembered.

@@ -46,7 +46,7 @@ pub(super) fn job_table(jobs: &[Job]) -> String {
 
 /// The node table, and below it what there is to say of a node in whole sentences.
 pub(super) fn node_table(nodes: &[Node]) -> String {
-    let head = ["NODE", "STATE", "ADDRESS", "CPU", "OF", "MEM", "OF", "TASKS", "IMAGES", "WHY"];
+    let head = ["NODE", "STATE", "ADDRESS", "CPU", "OF", "MEM", "OF", "TASKS", "LEAKS", "IMAGES", "WHY"];
     let rows = nodes.iter().map(|node| {
         let said = node.resource.as_ref();
         let say = |what: Option<String>| what.unwrap_or_else(dash);
@@ -64,6 +64,7 @@ pub(super) fn node_table(nodes: &[Node]) -> String {
             say(said.map(|said| said.mem.to_string())),
             say(said.map(|said| said.mem_total.to_string())),
             say(said.map(|said| said.tasks.to_string())),
+            say(said.map(|said| said.leaks.to_string())),
             say(images.filter(|images| !images.is_empty())),
             say(why),
         ]

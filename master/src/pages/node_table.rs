@@ -43,6 +43,7 @@ pub(super) fn section(view: &NodeTable) -> Markup {
                         th scope="col" { "Cpu used" }
                         th scope="col" { "Mem used" }
                         th.number scope="col" { "Tasks" }
+                        th.number scope="col" { abbr title="cgroups and container folders without an owner" { "Leaks" } }
                         th.number scope="col" { abbr title="over 1, 5 and 15 minutes" { "Load" } }
                         th scope="col" { "Images" }
                     }
@@ -73,6 +74,7 @@ fn row(node: &Node, now: Timestamp) -> Markup {
                     td.use data-label="cpu" { "–" }
                     td.use data-label="mem" { "–" }
                     td.number data-label="tasks" { "–" }
+                    td.number data-label="leaks" { "–" }
                     td.number data-label="load" { "–" }
                     td data-label="images" { "–" }
                 }
@@ -108,6 +110,7 @@ fn said(resource: &NodeResource) -> Markup {
             (amounts::bar(mem_used, resource.mem_total))
         }
         td.number data-label="tasks" { (resource.tasks) }
+        td.number data-label="leaks" { (resource.leaks) }
         td.number.load data-label="load" {
             @for (nth, load) in resource.load.iter().enumerate() { @if nth > 0 { " " } (format!("{load:.2}")) }
         }

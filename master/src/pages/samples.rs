@@ -117,12 +117,13 @@ pub(super) fn resource(node: u32, images: &[&str]) -> NodeResource {
         kernel: "6.18.5-amd64".to_owned(),
         cgroups: "hybrid".to_owned(),
         union: "overlay".to_owned(),
+        leaks: 0,
     }
 }
 
 pub(super) fn nodes() -> NodeTable {
     let why = "connect to 10.0.0.13:5000: connection refused".to_owned();
-    let busy = NodeResource { cpu: CpuAmount::ZERO, mem: 307, ..resource(1, &["busybox"]) };
+    let busy = NodeResource { cpu: CpuAmount::ZERO, mem: 307, leaks: 3, ..resource(1, &["busybox"]) };
     let images = ["busybox", "debian-12.5", "cuda-12.4", "python-3.13", "r-4.4", "alpine"];
     let node = |id, state, resource| Node {
         id: NodeId(id),

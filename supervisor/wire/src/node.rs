@@ -42,6 +42,9 @@ pub struct NodeResource {
     pub cgroups: String,
     /// How it unites layers: `overlay` or `aufs`.
     pub union: String,
+    /// Cgroups and container folders of its that no task stands behind, as last counted. 0 on a healthy node.
+    #[serde(default)]
+    pub leaks: u64,
 }
 
 /// `data` of `GET /task/events`: every task whose latest change is after N, oldest change first.
