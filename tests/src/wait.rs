@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// longest time-out of the servers, which is a minute for a whole body.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How many times slower than usual this machine is, for tests that give a command little time: an emulated one says so.
+const SLOWNESS: &str = "BERTH_TEST_SLOWNESS";
+
 /// How often a condition is looked at.
 const GLANCE: Duration = Duration::from_millis(5);
 
@@ -42,6 +45,13 @@ pub fn until_none<T: Debug>(wanted: impl Display, mut left: impl FnMut() -> Vec<
 #[track_caller]
 pub fn until_true(wanted: impl Display, mut look: impl FnMut() -> bool) {
     until(wanted, || if look() { Ok(()) } else { Err("not yet") });
+}
+
+/// So many milliseconds, or as many more as this machine is slower: what a command that is to run out of time is given,
+/// so that it comes to its beginning first.
+pub fn short_ms(ms: u64) -> u64 {
+    let slowness = std::env::var(SLOWNESS).ok().and_then(|times| times.parse().ok());
+    ms * slowness.unwrap_or(1)
 }
 
 /// Lets time pass. Not for a condition, but for things to be half done when a storm strikes.

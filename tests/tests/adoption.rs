@@ -1,14 +1,22 @@
 //! kill -9 at any moment: tasks go on, ends are recorded, and every job ends with its true state, once.
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, Plan};
 use tests::job::{Job, job, job_with};
 use tests::node::{Node, NodePlan};
-use tests::wait::{until, until_none};
+use tests::wait::{short_ms, until, until_none};
 
 /// A job so small that a hundred of them run side by side on one test node.
 fn small(command: &str) -> Value {
     job_with(command, &[("resource", json!({"cpu": 0.04, "mem": 8}))])
+}
+
+/// Ends a task's sleep from outside, so that its command line goes on.
+fn wake(node: &Node, seconds: u32) {
+    let sleep = node.footprint().process(&format!("sleep {seconds}"));
+    let pid = i32::try_from(sleep.pid).ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::KILL).expect("to wake the task");
 }
 
 #[test]
@@ -33,9 +41,9 @@ fn a_task_that_runs_on_is_adopted_and_its_end_told() {
 fn what_ended_while_nobody_watched_is_told_as_it_was() {
     Node::alone(|node| {
         let cases = [
-            ("sleep 1; exit 0", "Finished", Value::Null),
-            ("sleep 1; exit 9", "Failed", json!("exit code 9")),
-            ("sleep 1; kill -SEGV $$", "Failed", json!("signal 11 (SIGSEGV)")),
+            ("sleep 81003; exit 0", "Finished", Value::Null),
+            ("sleep 81004; exit 9", "Failed", json!("exit code 9")),
+            ("sleep 81005; kill -SEGV $$", "Failed", json!("signal 11 (SIGSEGV)")),
         ];
         let tasks: Vec<u64> =
             cases.iter().map(|(command, _, _)| node.create(&job(&format!("echo once; {command}")))).collect();
@@ -43,6 +51,9 @@ fn what_ended_while_nobody_watched_is_told_as_it_was() {
             node.wait_status(task, "Running");
         }
         node.kill_supervisor();
+        for seconds in [81003, 81004, 81005] {
+            wake(node, seconds);
+        }
         until_none("the tasks to end without a supervisor", || node.footprint().processes());
         node.restart();
         for (task, (command, status, reason)) in tasks.into_iter().zip(cases) {
@@ -56,9 +67,10 @@ fn what_ended_while_nobody_watched_is_told_as_it_was() {
 #[test]
 fn a_memory_hog_that_ended_while_nobody_watched_is_out_of_memory() {
     Node::alone(|node| {
-        let hog = node.create(&job_with("sleep 1; exec tail /dev/zero", &[("resource.mem", json!(32))]));
+        let hog = node.create(&job_with("sleep 81006; exec tail /dev/zero", &[("resource.mem", json!(32))]));
         node.wait_status(hog, "Running");
         node.kill_supervisor();
+        wake(node, 81006);
         until_none("the hog to end", || node.footprint().processes());
         node.restart();
         assert_eq!(node.wait_final(hog)["reason"], "out of memory (peak 32 MiB of 32 MiB)");
@@ -68,7 +80,7 @@ fn a_memory_hog_that_ended_while_nobody_watched_is_out_of_memory() {
 #[test]
 fn a_timeout_holds_without_a_supervisor() {
     Node::alone(|node| {
-        let task = node.create(&job_with("sleep 1000", &[("timeout", json!(1500))]));
+        let task = node.create(&job_with("sleep 1000", &[("timeout", json!(short_ms(1500)))]));
         node.wait_status(task, "Running");
         node.kill_supervisor();
         until_none("the task to be stopped by its monitor", || node.footprint().processes());

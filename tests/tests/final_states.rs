@@ -6,7 +6,7 @@ use serde_json::json;
 use tests::cluster::{Cluster, Plan};
 use tests::job::{job, job_with};
 use tests::node::supervisor;
-use tests::wait::until;
+use tests::wait::{short_ms, until};
 
 #[test]
 fn a_command_that_exits_0_is_finished() {
@@ -152,7 +152,7 @@ fn an_image_removed_after_submission_fails_the_job_or_keeps_it_waiting_with_the_
 #[test]
 fn a_command_that_outlives_its_timeout_is_timeout() {
     Cluster::small(|cluster| {
-        let ended = cluster.run(&job_with("echo begun; sleep 1000", &[("timeout", json!(300))]));
+        let ended = cluster.run(&job_with("echo begun; sleep 1000", &[("timeout", json!(short_ms(300)))]));
         assert_eq!(ended.status, "Timeout");
         assert_eq!(cluster.stdout(&ended), "begun\n");
     });
@@ -161,7 +161,7 @@ fn a_command_that_outlives_its_timeout_is_timeout() {
 #[test]
 fn a_timeout_also_ends_a_command_that_ignores_sigterm() {
     Cluster::small(|cluster| {
-        let stubborn = job_with("trap '' TERM; while :; do sleep 1; done", &[("timeout", json!(300))]);
+        let stubborn = job_with("trap '' TERM; while :; do sleep 1; done", &[("timeout", json!(short_ms(300)))]);
         assert_eq!(cluster.run(&stubborn).status, "Timeout");
     });
 }
