@@ -48,6 +48,7 @@ package_of() {
     mount.glusterfs) echo glusterfs-client ;;
     qemu-system-x86_64) echo qemu-system-x86 ;;
     setsid) echo util-linux ;;
+    mke2fs) echo e2fsprogs ;;
     strip) echo binutils ;;
     *) echo "$1" ;;
     esac

@@ -44,7 +44,7 @@ impl Kind {
     }
 
     /// How it ends if nobody kills it.
-    fn outcome(self) -> &'static str {
+    pub fn outcome(self) -> &'static str {
         match self {
             Kind::Finishes(_) | Kind::LeavesAnOrphan => "Finished",
             Kind::Fails => "Failed: exit code 3",

@@ -20,6 +20,7 @@ pub mod leaks;
 pub mod ledger;
 pub mod master;
 pub mod node;
+pub mod power;
 pub mod sandbox;
 pub mod soak;
 pub mod storm;
