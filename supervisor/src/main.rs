@@ -13,6 +13,7 @@ mod history;
 mod images;
 mod journal;
 mod launch;
+mod lease;
 mod log_pages;
 mod lxc_config;
 mod machine;
