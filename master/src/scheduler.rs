@@ -446,6 +446,7 @@ pub mod tests {
             kernel: "6.18".into(),
             cgroups: "hybrid".into(),
             union: "overlay".into(),
+            stamp: None,
         }
     }
 
