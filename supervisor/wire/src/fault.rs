@@ -252,7 +252,7 @@ points! {
         KillUncommitted = "commit.kill.before" moment "a kill is about to be committed",
         KillCommitted = "commit.kill.after" moment "it is committed, the node not asked",
         LostUncommitted = "commit.lost.before" moment "that an attempt is lost with its node is about to be committed",
-        LostCommitted = "commit.lost.after" moment "it is committed, and the job placed nowhere",
+        LostCommitted = "commit.lost.after" moment "it is committed, no node told",
         EndedUncommitted = "commit.ended.before" moment "an end is about to be committed",
         EndedCommitted = "commit.ended.after" moment "it is committed, and not acknowledged",
         CreateUnsent = "create.before" moment "a create is about to be sent",
