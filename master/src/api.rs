@@ -222,8 +222,8 @@ impl Api {
     fn details(&self, asked: &Asked, id: JobId) -> Result<Answer, Refused> {
         let Kept { job, kill_asked } = self.find(id)?;
         let waits = match job.status {
-            State::Pending | State::Assigned => self.ask(|reply| Message::Why { job: id, reply })?,
-            State::Running | State::Finished | State::Timeout | State::Failed | State::Killed => None,
+            State::Pending | State::Assigned | State::Running => self.ask(|reply| Message::Why { job: id, reply })?,
+            State::Finished | State::Timeout | State::Failed | State::Killed => None,
         };
         // A page without its logs would look as if there were none.
         let with_logs = asked.wants == Wants::Html || asked.query.get("logs") != Some("0");

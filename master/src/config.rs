@@ -10,6 +10,14 @@ use std::time::Duration;
 use lexopt::ValueExt;
 use serde::Deserialize;
 use wire::NodeId;
+use wire::lease::MAX_LEASE_MS;
+
+use crate::lease;
+
+/// How long a lease is if nobody says.
+const LEASE: Duration = Duration::from_secs(60);
+/// How many attempts may be lost with their nodes if nobody says.
+const LOST_ATTEMPTS: u32 = 3;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -23,6 +31,9 @@ usage: berth-master [options]
                        for good, and the jobs it had become \"Failed: node lost\" at the start
   --node-timeout D     a node silent for so long is lost: 10s, 1500ms, 2m [10s]; a poll of each node comes
                        every half of it (at least 1s, at most 25s), and no job goes to one that missed a call
+  --lease D            for how long a node may run a job on that is not to wait for a lost node, while it does not hear
+                       of this master [60s, or twice the node time-out if that is longer]
+  --lost-attempts N    how many nodes a job that is retried may be lost with before it fails [3]
   --state-dir DIR      the database's folder [/var/lib/berth-master]
   --share DIR          the folder that master and nodes all see; logs are read there first
   --token-file FILE    its first line is wanted of everyone, and sent to the nodes
@@ -42,6 +53,10 @@ pub struct Config {
     pub nodes: BTreeMap<NodeId, String>,
     /// A node silent for so long is lost.
     pub node_timeout: Duration,
+    /// For how long a node may run a task of ours unheard of.
+    pub lease: Duration,
+    /// How many attempts of a job may be lost with their nodes.
+    pub lost_attempts: u32,
     /// The database's folder.
     pub state_dir: PathBuf,
     /// The folder that master and nodes all see.
@@ -112,6 +127,8 @@ struct Said {
     listen: Option<String>,
     node: Option<BTreeMap<String, String>>,
     node_timeout: Option<String>,
+    lease: Option<String>,
+    lost_attempts: Option<u32>,
     state_dir: Option<PathBuf>,
     share: Option<PathBuf>,
     token_file: Option<PathBuf>,
@@ -138,6 +155,8 @@ impl Wanted {
                     }
                 }
                 Long("node-timeout") => flags.node_timeout = Some(parser.value()?.string()?),
+                Long("lease") => flags.lease = Some(parser.value()?.string()?),
+                Long("lost-attempts") => flags.lost_attempts = Some(parser.value()?.parse()?),
                 Long("state-dir") => flags.state_dir = Some(parser.value()?.into()),
                 Long("share") => flags.share = Some(parser.value()?.into()),
                 Long("token-file") => flags.token_file = Some(parser.value()?.into()),
@@ -174,6 +193,8 @@ impl Said {
             listen: self.listen.or(other.listen),
             node: self.node.or(other.node),
             node_timeout: self.node_timeout.or(other.node_timeout),
+            lease: self.lease.or(other.lease),
+            lost_attempts: self.lost_attempts.or(other.lost_attempts),
             state_dir: self.state_dir.or(other.state_dir),
             share: self.share.or(other.share),
             token_file: self.token_file.or(other.token_file),
@@ -183,7 +204,7 @@ impl Said {
 
     fn checked(self) -> Result<Config, ConfigError> {
         let listen = self.listen.as_deref().unwrap_or("127.0.0.1:8080");
-        let timeout = self.node_timeout.as_deref().unwrap_or("10s");
+        let node_timeout = node_timeout(self.node_timeout.as_deref().unwrap_or("10s"))?;
         Ok(Config {
             listen: listen.parse().map_err(|_| {
                 wrong("--listen", format!("{listen:?} is not an address and a port, such as 127.0.0.1:8080"))
@@ -192,7 +213,9 @@ impl Said {
                 Some(nodes) => nodes.into_iter().map(checked_node).collect::<Result<_, _>>()?,
                 None => BTreeMap::from([(NodeId(0), "127.0.0.1:5000".to_owned())]),
             },
-            node_timeout: node_timeout(timeout)?,
+            node_timeout,
+            lease: lease(self.lease.as_deref(), node_timeout)?,
+            lost_attempts: lost_attempts(self.lost_attempts.unwrap_or(LOST_ATTEMPTS))?,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/berth-master".into()),
             share: self.share,
             token_file: self.token_file,
@@ -217,6 +240,27 @@ fn node_timeout(text: &str) -> Result<Duration, ConfigError> {
     let time = wire::duration::parse(text).map_err(|message| wrong("--node-timeout", message))?;
     let refusal = || wrong("--node-timeout", format!("{text:?} is not from 100ms to 24h"));
     SENSIBLE.contains(&time).then_some(time).ok_or_else(refusal)
+}
+
+/// Long enough that a node which misses a poll, and is not lost yet, does not lose its tasks.
+fn lease(text: Option<&str>, node_timeout: Duration) -> Result<Duration, ConfigError> {
+    let shortest = (2 * node_timeout).max(lease::SHORTEST);
+    let Some(text) = text else { return Ok(LEASE.max(shortest)) };
+    let time = wire::duration::parse(text).map_err(|message| wrong("--lease", message))?;
+    if time < shortest {
+        let (ms, timeout_ms) = (shortest.as_millis(), node_timeout.as_millis());
+        let message = format!(
+            "{text:?} is too short: with a --node-timeout of {timeout_ms}ms it must be at least {ms}ms, or nodes that \
+             answer late would kill what they run"
+        );
+        return Err(wrong("--lease", message));
+    }
+    let within = time <= Duration::from_millis(MAX_LEASE_MS);
+    within.then_some(time).ok_or_else(|| wrong("--lease", format!("{text:?} is more than a week")))
+}
+
+fn lost_attempts(number: u32) -> Result<u32, ConfigError> {
+    (number > 0).then_some(number).ok_or_else(|| wrong("--lost-attempts", "0 is not from 1 on"))
 }
 
 impl Config {
@@ -260,6 +304,7 @@ mod tests {
         assert_eq!(config.nodes, BTreeMap::from([(NodeId(0), "127.0.0.1:5000".into())]));
         assert_eq!(config.node_timeout, Duration::from_secs(10));
         assert_eq!((config.share, config.token_file), (None, None));
+        assert_eq!((config.lease, config.lost_attempts), (Duration::from_secs(60), 3));
     }
 
     #[test]
@@ -285,7 +330,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_or_wrong_is_refused_by_name() {
-        let cases: [(&[&str], &str); 10] = [
+        let cases: [(&[&str], &str); 15] = [
             (&["--shere", "/x"], "--shere"),
             (&["-x"], "-x"),
             (&["stray"], "stray"),
@@ -296,6 +341,11 @@ mod tests {
             (&["--node", "0=127.0.0.1"], "--node"),
             (&["--node", "0=a:1", "--node", "0=b:1"], "given twice"),
             (&["--node-timeout", "10"], "--node-timeout"),
+            (&["--lease", "soon"], "--lease"),
+            (&["--lease", "19s"], "--lease"),
+            (&["--lease", "1s", "--node-timeout", "100ms"], "--lease"),
+            (&["--lease", "200h"], "--lease"),
+            (&["--lost-attempts", "0"], "--lost-attempts"),
         ];
         for (args, name) in cases {
             let said = read(args).unwrap_err();
@@ -307,6 +357,14 @@ mod tests {
         let said = read(&["--config", path.to_str().unwrap()]).unwrap_err();
         assert!(said.contains("shere") && said.contains("berth.toml"), "{said}");
         assert!(read(&["--config", "/no/such/file"]).unwrap_err().contains("/no/such/file"));
+    }
+
+    #[test]
+    fn a_lease_outlives_two_node_time_outs_whatever_is_said() {
+        let lease = |args: &[&str]| config(args).lease.as_secs();
+        assert_eq!(lease(&["--lease", "20s"]), 20);
+        assert_eq!(lease(&["--node-timeout", "100ms", "--lease", "2s"]), 2);
+        assert_eq!(lease(&["--node-timeout", "2m"]), 240);
     }
 
     #[test]

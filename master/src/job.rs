@@ -1,5 +1,7 @@
 //! A job as the master knows it, and a node as the master shows it: the words of this crate.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
@@ -23,6 +25,10 @@ pub struct Job {
     pub placed: Option<Placed>,
     /// How often it was placed; `Attempt(0)` before the first time.
     pub attempt: Attempt,
+    /// The lease its attempt runs under, if it does.
+    pub lease: Option<Lease>,
+    /// How many of its attempts were lost with their nodes, and tried again.
+    pub lost_attempts: u32,
     /// When it was accepted.
     pub submitted_at: Timestamp,
     /// When the command started, by the node's clock.
@@ -44,6 +50,15 @@ pub struct Placed {
     pub task: Option<TaskId>,
 }
 
+/// The lease of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// For how long the node may run it unheard of.
+    pub length: Duration,
+    /// Nobody renews it: the node has another state dir, or was taken out of the cluster.
+    pub abandoned: bool,
+}
+
 impl Job {
     /// A job nobody has placed yet.
     pub fn submitted(id: JobId, spec: JobSpec, submitted_at: Timestamp) -> Job {
@@ -55,12 +70,19 @@ impl Job {
             exit_code: None,
             placed: None,
             attempt: Attempt(0),
+            lease: None,
+            lost_attempts: 0,
             submitted_at,
             started_at: None,
             ended_at: None,
             cpu_ms: None,
             memory_peak_bytes: None,
         }
+    }
+
+    /// Whether its attempt is on a node that will not tell of it.
+    pub fn is_abandoned(&self) -> bool {
+        self.lease.is_some_and(|lease| lease.abandoned)
     }
 
     /// Why it failed, in words.
@@ -74,7 +96,7 @@ impl Serialize for Job {
     /// `taskId` are -1 before placement, as in the original.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let number = |id: Option<u64>| id.and_then(|id| i64::try_from(id).ok()).unwrap_or(-1);
-        let mut job = serializer.serialize_struct("Job", 19)?;
+        let mut job = serializer.serialize_struct("Job", 21)?;
         job.serialize_field("jobId", &self.id)?;
         job.serialize_field("name", &self.spec.name)?;
         job.serialize_field("resource", &self.spec.resource)?;
@@ -82,12 +104,14 @@ impl Serialize for Job {
         job.serialize_field("packagePath", &self.spec.package_path)?;
         job.serialize_field("imageId", &self.spec.image_id)?;
         job.serialize_field("timeout", &self.spec.timeout)?;
+        job.serialize_field("onNodeLoss", &self.spec.on_node_loss)?;
         job.serialize_field("status", &self.status)?;
         job.serialize_field("reason", &self.reason())?;
         job.serialize_field("cause", &self.cause)?;
         job.serialize_field("nodeId", &number(self.placed.map(|placed| u64::from(placed.node.0))))?;
         job.serialize_field("taskId", &number(self.placed.and_then(|placed| placed.task).map(|task| task.0)))?;
         job.serialize_field("attempt", &self.attempt)?;
+        job.serialize_field("lostAttempts", &self.lost_attempts)?;
         job.serialize_field("exitCode", &self.exit_code)?;
         job.serialize_field("submittedAt", &self.submitted_at)?;
         job.serialize_field("startedAt", &self.started_at)?;
@@ -185,7 +209,7 @@ pub mod tests {
     fn before_placement_node_and_task_are_minus_one_and_the_rest_is_null() {
         let job = Job::submitted(JobId(7), spec(), Timestamp::UNIX_EPOCH);
         expect_test::expect![[
-            r#"{"jobId":7,"name":"a","resource":{"cpu":1,"mem":64},"commandLine":"sleep 5","packagePath":"","imageId":"busybox","timeout":0,"status":"Pending[ ]","reason":null,"cause":null,"nodeId":-1,"taskId":-1,"attempt":0,"exitCode":null,"submittedAt":"1970-01-01T00:00:00Z","startedAt":null,"endedAt":null,"cpuMs":null,"memoryPeakBytes":null}"#
+            r#"{"jobId":7,"name":"a","resource":{"cpu":1,"mem":64},"commandLine":"sleep 5","packagePath":"","imageId":"busybox","timeout":0,"onNodeLoss":"wait","status":"Pending[ ]","reason":null,"cause":null,"nodeId":-1,"taskId":-1,"attempt":0,"lostAttempts":0,"exitCode":null,"submittedAt":"1970-01-01T00:00:00Z","startedAt":null,"endedAt":null,"cpuMs":null,"memoryPeakBytes":null}"#
         ]]
         .assert_eq(&serde_json::to_string(&job).unwrap());
     }

@@ -26,6 +26,8 @@
 //! | after a `no_room` is committed | `Pending[ ]`, the attempt counted | the next placement is another attempt: a key is never used for two tasks |
 //! | before an event is committed | the older state | it was not acknowledged, so the node tells it again |
 //! | after it, before the acknowledgement | the newer state | the node tells it again, and it changes nothing |
+//! | after an attempt is lost with its node, before that is committed | the older state | the lease is counted anew, from the start |
+//! | after it | `Pending[ ]`, or placed anew | nothing of the lost attempt is alive; it is tried again as any other |
 //! | after a kill is committed, before or after the node heard | `kill_asked` | the kill is sent until the end is known |
 //!
 //! After a restart each node is first asked for all the tasks it remembers (a roll call), and until it has answered it is
@@ -34,12 +36,14 @@
 //! before the roll call was sent are judged by it, for a later create may overtake the answer. A node that comes back with
 //! another instance id has lost its state dir: all it had is lost, numbered or not, since a create may have been running there.
 //! A node that the operator no longer names will never say how its tasks end: its jobs are `Failed: node lost` at the start.
+//! What runs under a lease may go on until that has run out, so such jobs are abandoned first, and lost only then.
 
 mod asked;
 mod calls;
 mod follow;
 mod gathering;
 mod heard;
+mod leases;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::RangeInclusive;
@@ -48,7 +52,7 @@ use std::time::{Duration, Instant};
 
 use wire::fault::Point;
 use wire::task::TaskRequest;
-use wire::{BadInput, InstanceId, JobId, JobSpec, NodeId};
+use wire::{BadInput, InstanceId, JobId, JobSpec, NodeId, TaskLease};
 
 use crate::fault;
 use crate::job::{Job, Node};
@@ -58,6 +62,7 @@ use crate::poller::{Heard, Order, Said};
 use crate::scheduler::{Need, Scheduler};
 use crate::store::{Changes, Kept, KeptNode, KeptRef, Store, StoreError};
 use gathering::Gathering;
+use leases::LeaseWatch;
 
 /// The shortest and the longest time a node keeps a poll while it has nothing to tell.
 const LONG_POLL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(55);
@@ -96,7 +101,7 @@ pub enum Message {
         /// All of them, by number.
         reply: Sender<Vec<Node>>,
     },
-    /// Say why a job waits.
+    /// Say why a job waits, or that its node is not heard of.
     Why {
         /// Which.
         job: JobId,
@@ -158,6 +163,8 @@ struct Turn {
     followed: BTreeSet<NodeId>,
     /// Whether it must be on the disk before it is told.
     durable: bool,
+    /// Whether an attempt was lost with its node.
+    lost: bool,
     /// Numbers before this one are not given out any more.
     next_id: Option<JobId>,
     /// What was gathered, if that ended in this turn.
@@ -200,15 +207,20 @@ pub struct Nodes {
     pub addrs: Vec<(NodeId, String)>,
     /// A node silent for so long is lost.
     pub time_out: Duration,
+    /// For how long a node may run a task of ours unheard of.
+    pub lease: Duration,
+    /// How many attempts of a job may be lost with their nodes.
+    pub most_lost: u32,
 }
 
 impl Nodes {
     /// How long a node keeps a poll while it has nothing to tell. One that has jobs of ours: half of the time-out, so
     /// that the answer can be late by the other half before the node counts as silent. One without has nothing to
-    /// lose, and is left asleep; should it be silent, the next create will tell.
-    fn long_poll(&self, has_jobs: bool) -> Duration {
-        let longest = *LONG_POLL.end();
-        if has_jobs { (self.time_out / 2).clamp(*LONG_POLL.start(), longest) } else { longest }
+    /// lose, and is left asleep; should it be silent, the next create will tell. `lease`: the shortest of those jobs',
+    /// which may be of a time when other options were given.
+    fn long_poll(&self, has_jobs: bool, lease: Option<Duration>) -> Duration {
+        let longest = lease.map_or(*LONG_POLL.end(), |lease| (lease / 2).min(*LONG_POLL.end()));
+        if has_jobs { (self.time_out / 2).max(*LONG_POLL.start()).min(longest) } else { longest }
     }
 }
 
@@ -222,6 +234,7 @@ pub struct Owner {
     members: BTreeMap<NodeId, Member>,
     scheduler: Scheduler,
     doubted: Vec<Doubted>,
+    watch: LeaseWatch,
     /// What the nodes have yet to say after this start.
     gathering: Option<Gathering>,
     /// Jobs before this one were in the database at the start.
@@ -267,7 +280,7 @@ impl Owner {
     pub fn new(store: Store, nodes: Nodes, now: Now) -> Result<Owner, StoreError> {
         let instance = store.instance()?;
         let members = nodes.addrs.iter().map(|(id, addr)| (*id, Member::new(*id, addr.clone(), now))).collect();
-        let (active, scheduler, doubted, turn) = Default::default();
+        let (active, scheduler, doubted, watch, turn) = Default::default();
         let (next_id, first_new, gathering) = (JobId(0), JobId(0), None);
         let mut owner = Owner {
             store,
@@ -278,15 +291,17 @@ impl Owner {
             members,
             scheduler,
             doubted,
+            watch,
             gathering,
             first_new,
             is_older: false,
             turn,
         };
-        owner.read_active()?;
+        owner.read_active(now)?;
         owner.first_new = owner.next_id;
         owner.begin_gathering(now);
         owner.lose_removed_nodes(now);
+        owner.end_leases(now);
         owner.write()?;
         owner.turn = Turn::default();
         Ok(owner)
@@ -300,11 +315,12 @@ impl Owner {
         for (job, node) in lost {
             log::warn!("job {job} was on node {node}, which no --node names any more; it is lost");
             self.change(job, News::Removed(node), now);
+            self.watch_abandoned(job, now.clock);
         }
     }
 
     /// Fills memory from the database. Nodes keep what they last said, not what they hold.
-    fn read_active(&mut self) -> Result<(), StoreError> {
+    fn read_active(&mut self, now: Now) -> Result<(), StoreError> {
         self.next_id = self.store.next_id()?;
         for KeptNode { id, instance, acknowledged } in self.store.nodes()? {
             if let Some(member) = self.members.get_mut(&id) {
@@ -320,7 +336,9 @@ impl Owner {
                     }
                 }
             }
-            self.active.insert(job.id, Active { job, kill_asked, call: Call::Idle, inherited: true });
+            let id = job.id;
+            self.active.insert(id, Active { job, kill_asked, call: Call::Idle, inherited: true });
+            self.watch_abandoned(id, now.clock);
         }
         Ok(())
     }
@@ -332,7 +350,8 @@ impl Owner {
 
     /// When it has something to do though nobody says anything.
     fn next_deadline(&self) -> Option<Instant> {
-        self.doubted.iter().map(|doubted| doubted.until).chain(self.gathering_deadline()).min()
+        let of_doubts = self.doubted.iter().map(|doubted| doubted.until);
+        of_doubts.chain(self.gathering_deadline()).chain(self.watch.due()).min()
     }
 
     /// The first roll call of every node.
@@ -355,7 +374,7 @@ impl Owner {
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
                 log::error!("nothing of the last {} messages was kept: {error}", unheard.len());
-                self.start_over(&unheard)
+                self.start_over(&unheard, now)
             }
         }
     }
@@ -366,13 +385,14 @@ impl Owner {
                 Message::Submit { specs, reply } => self.submit(specs, reply, now),
                 Message::Kill { job, reply } => self.kill(job, reply, now),
                 Message::Nodes { reply } => tell(&reply, self.shown()),
-                Message::Why { job, reply } => tell(&reply, self.why(job)),
+                Message::Why { job, reply } => tell(&reply, self.why(job, now)),
                 Message::Heard(heard) => self.hear(*heard, now),
                 Message::Stop => {}
             }
         }
         self.go_on_gathering(now);
         self.settle_doubts(now);
+        self.end_leases(now);
         self.refresh_rooms();
         self.place(now);
     }
@@ -406,6 +426,7 @@ impl Owner {
             (!turn.to_create.is_empty(), (Point::PlacedUncommitted, Point::PlacedCommitted)),
             (changed().any(numbered), (Point::RunningUncommitted, Point::RunningCommitted)),
             (changed().any(|active| active.kill_asked), (Point::KillUncommitted, Point::KillCommitted)),
+            (turn.lost, (Point::LostUncommitted, Point::LostCommitted)),
             (!turn.ended.is_empty(), (Point::EndedUncommitted, Point::EndedCommitted)),
         ];
         points.into_iter().filter_map(|(is_so, points)| is_so.then_some(points)).collect()
@@ -429,13 +450,17 @@ impl Owner {
     }
 
     fn create_order(&self, node: NodeId, jobs: &[JobId]) -> Order {
+        let stamp = self.members.get(&node).and_then(Member::stamp);
         let jobs = jobs.iter().filter_map(|id| Some(&self.active.get(id)?.job));
-        let request = |job: &Job| TaskRequest::new(job.spec.clone(), job.id, job.attempt, self.instance.clone());
+        let request = |job: &Job| {
+            let lease = job.lease.zip(stamp).map(|(lease, stamp)| TaskLease::new(lease.length, stamp.clone()));
+            TaskRequest::new(job.spec.clone(), job.id, job.attempt, self.instance.clone()).under(lease)
+        };
         Order::Create { node, tasks: jobs.map(request).collect() }
     }
 
     /// The turn failed: whatever is in memory and not in the database is dropped, and asked for again.
-    fn start_over(&mut self, unheard: &[(NodeId, bool)]) -> Result<Vec<Order>, StoreError> {
+    fn start_over(&mut self, unheard: &[(NodeId, bool)], now: Now) -> Result<Vec<Order>, StoreError> {
         let failed = std::mem::take(&mut self.turn);
         self.gathering = self.gathering.take().or(failed.gathered);
         // If that was found in this turn, it is found again.
@@ -446,7 +471,7 @@ impl Owner {
         for member in self.members.values_mut() {
             member.release_all();
         }
-        self.read_active()?;
+        self.read_active(now)?;
         self.turn.touched = self.members.keys().copied().collect();
         self.refresh_rooms();
         for (node, polled) in unheard {

@@ -5,24 +5,29 @@
 //!     │   ▲                 │  │  │                    │                                  ▲
 //!     │   └─────NoRoom──────┘  │  └─Reported, Refused, lost, NoRoom of a dying job────────┤
 //!     └──KillAsked─────────────┼───────────────────────┴──lost────────────────────────────┘
-//!                              └ Accepted: the task's number becomes known
+//!     ▲                        ├ Accepted: the task's number becomes known
+//!     └──lost with its node────┴ or from Running: it is to be retried, and nothing of the attempt can be alive
 //! ```
 //!
-//! A job is lost if its node has Forgotten it or was Removed. News may come late, twice or out of order: over two
+//! A job is lost if its node has Forgotten it, was Wiped or was Removed. One under a lease is then abandoned first, until
+//! LeaseOver says that nothing of it can be alive; the same news comes if its node was silent for so long. What is lost
+//! with its node then is tried elsewhere, if its user wants that and it was not lost too often. News may come late, twice or out of order: over two
 //! connections the answer to a create can arrive after the task's end. Whatever is of another attempt, or of a job that
 //! has ended, changes nothing.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use wire::task::TaskReport;
-use wire::{Attempt, NodeId, Reason, State, TaskId};
+use wire::{Attempt, NodeId, OnNodeLoss, Reason, State, TaskId};
 
-use crate::job::{Job, Placed};
+use crate::job::{Job, Lease, Placed};
 
 /// What happened to a job.
 #[derive(Debug, Clone, Copy)]
 pub enum News<'a> {
-    /// The scheduler found a node for it.
-    Placed(NodeId),
+    /// The scheduler found a node for it, which is to run it under a lease of that length, or under none.
+    Placed(NodeId, Option<Duration>),
     /// Somebody wants it to end.
     KillAsked,
     /// The node took this attempt, or had taken it before, as this task.
@@ -35,6 +40,8 @@ pub enum News<'a> {
     Reported(NodeId, &'a TaskReport),
     /// The node that had the task knows of none.
     Forgotten(NodeId),
+    /// Another state dir answers in the place of the node that had the task, which may still run there.
+    Wiped(NodeId),
     /// This attempt has run and ended, or may have, and nobody knows how: our database is an older copy.
     Ran(Attempt),
     /// This attempt, later than any we know of, is a task of this node: our database is an older copy.
@@ -43,6 +50,8 @@ pub enum News<'a> {
     Taken(Attempt),
     /// The operator has taken the node that had the task out of the cluster: nobody will ever say how it ended.
     Removed(NodeId),
+    /// The node was not heard of for so long that nothing of the attempt can be alive there.
+    LeaseOver(NodeId),
 }
 
 /// What news changes.
@@ -54,6 +63,8 @@ pub enum Change {
         node: NodeId,
         /// The attempt.
         attempt: Attempt,
+        /// Its lease.
+        lease: Option<Duration>,
     },
     /// It belonged to a node before we knew, as a later attempt.
     Found {
@@ -81,6 +92,12 @@ pub enum Change {
     },
     /// It waits for a node again.
     Returned,
+    /// Its attempt is lost with its node and nothing of it alive: it waits for a node again.
+    Lost,
+    /// Nobody renews its lease any more.
+    Abandoned,
+    /// Its node is back, and has it.
+    Reclaimed,
     /// Its end is wanted and has to come from the node.
     Dying,
     /// It is over.
@@ -100,19 +117,32 @@ pub struct End {
     pub report: Option<TaskReport>,
 }
 
-/// What `news` changes about `job`; `None`: nothing. `kill_asked`: somebody wants its end already.
-pub fn change(job: &Job, kill_asked: bool, news: News<'_>, now: Timestamp) -> Option<Change> {
+/// What else a change depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Given {
+    /// Somebody wants the job's end already.
+    pub kill_asked: bool,
+    /// How many attempts of a job may be lost with their nodes.
+    pub most_lost: u32,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What `news` changes about `job`; `None`: nothing.
+pub fn change(job: &Job, given: Given, news: News<'_>) -> Option<Change> {
     match job.status {
-        State::Pending => change_of_pending(job, news, now),
-        State::Assigned => change_of_assigned(job, kill_asked, news, now),
-        State::Running => change_of_running(job, kill_asked, news, now),
+        State::Pending => change_of_pending(job, news, given.now),
+        State::Assigned => change_of_assigned(job, given, news),
+        State::Running => change_of_running(job, given, news),
         State::Finished | State::Timeout | State::Failed | State::Killed => None,
     }
 }
 
 fn change_of_pending(job: &Job, news: News<'_>, now: Timestamp) -> Option<Change> {
     match news {
-        News::Placed(node) => Some(Change::Assigned { node, attempt: Attempt(job.attempt.0.saturating_add(1)) }),
+        News::Placed(node, lease) => {
+            Some(Change::Assigned { node, attempt: Attempt(job.attempt.0.saturating_add(1)), lease })
+        }
         News::KillAsked => Some(ended(State::Killed, None, now)),
         News::Ran(attempt) => (attempt > job.attempt).then(|| ended(State::Failed, Some(Reason::RanUnknown), now)),
         News::Found(node, attempt) => found(job, node, attempt),
@@ -123,11 +153,14 @@ fn change_of_pending(job: &Job, news: News<'_>, now: Timestamp) -> Option<Change
         | News::Refused(..)
         | News::Reported(..)
         | News::Forgotten(_)
-        | News::Removed(_) => None,
+        | News::Wiped(_)
+        | News::Removed(_)
+        | News::LeaseOver(_) => None,
     }
 }
 
-fn change_of_assigned(job: &Job, kill_asked: bool, news: News<'_>, now: Timestamp) -> Option<Change> {
+fn change_of_assigned(job: &Job, given: Given, news: News<'_>) -> Option<Change> {
+    let Given { kill_asked, now, .. } = given;
     let numbered = job.placed.is_some_and(|placed| placed.task.is_some());
     match news {
         News::KillAsked => (!kill_asked).then_some(Change::Dying),
@@ -146,35 +179,37 @@ fn change_of_assigned(job: &Job, kill_asked: bool, news: News<'_>, now: Timestam
         News::Found(node, attempt) => found(job, node, attempt),
         // A task that exists was neither refused nor turned away: the node took this attempt before.
         News::NoRoom(_) | News::Refused(..) => None,
-        News::Reported(node, report) => of_report(job, node, report, now),
-        News::Forgotten(node) => lost(job, node, Reason::Lost, now),
-        News::Removed(node) => lost(job, node, Reason::NodeLost, now),
+        News::Reported(node, report) => of_report(job, given, node, report),
+        News::Forgotten(_) | News::Wiped(_) | News::Removed(_) | News::LeaseOver(_) => of_loss(job, given, news),
         // It has a node; the scheduler places waiting jobs only.
-        News::Placed(_) => None,
+        News::Placed(..) => None,
     }
 }
 
-fn change_of_running(job: &Job, kill_asked: bool, news: News<'_>, now: Timestamp) -> Option<Change> {
+fn change_of_running(job: &Job, given: Given, news: News<'_>) -> Option<Change> {
     match news {
-        News::KillAsked => (!kill_asked).then_some(Change::Dying),
-        News::Reported(node, report) => of_report(job, node, report, now),
-        News::Forgotten(node) => lost(job, node, Reason::Lost, now),
-        News::Removed(node) => lost(job, node, Reason::NodeLost, now),
+        News::KillAsked => (!given.kill_asked).then_some(Change::Dying),
+        News::Reported(node, report) => of_report(job, given, node, report),
+        News::Forgotten(_) | News::Wiped(_) | News::Removed(_) | News::LeaseOver(_) => of_loss(job, given, news),
         News::Found(node, attempt) => found(job, node, attempt),
         // It runs, so the node took it: these are late, or its node says itself what became of it.
-        News::Accepted(..) | News::NoRoom(_) | News::Refused(..) | News::Placed(_) | News::Ran(_) | News::Taken(_) => {
+        News::Accepted(..) | News::NoRoom(_) | News::Refused(..) | News::Placed(..) | News::Ran(_) | News::Taken(_) => {
             None
         }
     }
 }
 
 /// What a report says that we do not know yet. The node's word on the end is the truth, whatever we asked for.
-fn of_report(job: &Job, node: NodeId, report: &TaskReport, now: Timestamp) -> Option<Change> {
+fn of_report(job: &Job, given: Given, node: NodeId, report: &TaskReport) -> Option<Change> {
     let placed = job.placed.filter(|placed| placed.node == node)?;
     if report.key.attempt != Some(job.attempt) {
         return None;
     }
     match (job.status, report.status) {
+        // Of a node that is back in the cluster. Its polls renew the lease from now on.
+        (State::Assigned | State::Running, State::Assigned | State::Running) if job.is_abandoned() => {
+            Some(Change::Reclaimed)
+        }
         (State::Assigned, State::Assigned) => {
             placed.task.is_none().then_some(Change::Numbered { task: report.task_id })
         }
@@ -184,8 +219,13 @@ fn of_report(job: &Job, node: NodeId, report: &TaskReport, now: Timestamp) -> Op
         (State::Assigned | State::Running, State::Finished | State::Timeout | State::Failed | State::Killed) => {
             // `Failed` always says why; a node that does not is an older one.
             let cause = (report.status == State::Failed).then(|| report.cause.clone().unwrap_or(Reason::Unknown));
-            let at = report.ended_at.unwrap_or(now);
-            Some(Change::Ended(Box::new(End { status: report.status, cause, at, report: Some(report.clone()) })))
+            let at = report.ended_at.unwrap_or(given.now);
+            let end = End { status: report.status, cause, at, report: Some(report.clone()) };
+            Some(match &end.cause {
+                Some(Reason::NodeRebooted) if !given.kill_asked => with_its_node(job, given, end),
+                Some(Reason::LeaseOver) => with_its_node(job, given, End { cause: node_lost(job), ..end }),
+                _ => Change::Ended(Box::new(end)),
+            })
         }
         // A task has a node, so it cannot be waiting for one.
         (State::Assigned | State::Running, State::Pending) => None,
@@ -194,13 +234,42 @@ fn of_report(job: &Job, node: NodeId, report: &TaskReport, now: Timestamp) -> Op
     }
 }
 
-fn found(job: &Job, node: NodeId, attempt: Attempt) -> Option<Change> {
-    (attempt > job.attempt).then_some(Change::Found { node, attempt })
+/// What is lost with its node, forgotten there, or about to be.
+fn of_loss(job: &Job, given: Given, news: News<'_>) -> Option<Change> {
+    let here = |node| job.placed.is_some_and(|placed| placed.node == node);
+    let failed = |cause| Some(ended(State::Failed, Some(cause), given.now));
+    match news {
+        News::Forgotten(node) if here(node) && !job.is_abandoned() => failed(Reason::Lost),
+        News::Wiped(node) | News::Removed(node) if here(node) && job.lease.is_some() => {
+            (!job.is_abandoned()).then_some(Change::Abandoned)
+        }
+        News::Wiped(node) if here(node) => failed(Reason::Lost),
+        News::Removed(node) if here(node) => failed(Reason::NodeLost { attempts: 1 }),
+        News::LeaseOver(node) if here(node) && job.lease.is_some() => {
+            let end = End { status: State::Failed, cause: node_lost(job), at: given.now, report: None };
+            Some(with_its_node(job, given, end))
+        }
+        _ => None,
+    }
 }
 
-fn lost(job: &Job, node: NodeId, reason: Reason, now: Timestamp) -> Option<Change> {
-    let here = job.placed.is_some_and(|placed| placed.node == node);
-    here.then(|| ended(State::Failed, Some(reason), now))
+fn node_lost(job: &Job) -> Option<Reason> {
+    Some(Reason::NodeLost { attempts: job.lost_attempts.saturating_add(1) })
+}
+
+/// An attempt is lost with its node, and nothing of it is alive. `end`: how the job ends, if it does.
+fn with_its_node(job: &Job, given: Given, end: End) -> Change {
+    let lost = job.lost_attempts.saturating_add(1);
+    match job.spec.on_node_loss {
+        _ if given.kill_asked => Change::Ended(Box::new(End { status: State::Killed, cause: None, ..end })),
+        OnNodeLoss::Retry if lost < given.most_lost => Change::Lost,
+        OnNodeLoss::Retry => Change::Ended(Box::new(End { cause: node_lost(job), ..end })),
+        OnNodeLoss::Wait | OnNodeLoss::Fail => Change::Ended(Box::new(end)),
+    }
+}
+
+fn found(job: &Job, node: NodeId, attempt: Attempt) -> Option<Change> {
+    (attempt > job.attempt).then_some(Change::Found { node, attempt })
 }
 
 fn ended(status: State, cause: Option<Reason>, now: Timestamp) -> Change {
@@ -211,10 +280,15 @@ impl Change {
     /// Makes it so.
     pub fn apply(self, job: &mut Job) {
         match self {
-            Change::Assigned { node, attempt } | Change::Found { node, attempt } => {
+            // Whether it runs under a lease its node does not tell; should that run out there, it says so.
+            Change::Found { node, attempt } => {
+                Change::Assigned { node, attempt, lease: None }.apply(job);
+            }
+            Change::Assigned { node, attempt, lease } => {
                 job.status = State::Assigned;
                 job.attempt = attempt;
                 job.placed = Some(Placed { node, task: None });
+                job.lease = lease.map(|length| Lease { length, abandoned: false });
             }
             Change::Counted { attempt } => job.attempt = attempt,
             Change::Numbered { task } => number(job, task),
@@ -223,10 +297,13 @@ impl Change {
                 job.status = State::Running;
                 job.started_at = at;
             }
-            Change::Returned => {
-                job.status = State::Pending;
-                job.placed = None;
+            Change::Returned => give_back(job),
+            Change::Lost => {
+                give_back(job);
+                job.lost_attempts = job.lost_attempts.saturating_add(1);
             }
+            Change::Abandoned => abandon(job, true),
+            Change::Reclaimed => abandon(job, false),
             Change::Dying => {}
             Change::Ended(end) => end.apply(job),
         }
@@ -238,6 +315,7 @@ impl End {
         job.status = self.status;
         job.cause = self.cause;
         job.ended_at = Some(self.at);
+        job.lease = None;
         if let Some(report) = self.report {
             number(job, report.task_id);
             job.exit_code = report.exit_code;
@@ -245,6 +323,19 @@ impl End {
             job.cpu_ms = report.cpu_ms;
             job.memory_peak_bytes = report.memory_peak_bytes;
         }
+    }
+}
+
+fn give_back(job: &mut Job) {
+    job.status = State::Pending;
+    job.placed = None;
+    job.lease = None;
+    job.started_at = None;
+}
+
+fn abandon(job: &mut Job, abandoned: bool) {
+    if let Some(lease) = &mut job.lease {
+        lease.abandoned = abandoned;
     }
 }
 
@@ -296,9 +387,13 @@ pub mod tests {
         report(JobId(1), Attempt(2), TaskId(8), status)
     }
 
+    fn given(kill_asked: bool) -> Given {
+        Given { kill_asked, most_lost: 3, now: NOW }
+    }
+
     fn after(job: &Job, kill_asked: bool, news: News<'_>) -> Job {
         let mut job = job.clone();
-        if let Some(change) = change(&job, kill_asked, news, NOW) {
+        if let Some(change) = change(&job, given(kill_asked), news) {
             change.apply(&mut job);
         }
         job
@@ -306,7 +401,7 @@ pub mod tests {
 
     #[test]
     fn placed_makes_the_next_attempt() {
-        let placed = after(&job(State::Pending, None), false, News::Placed(NODE));
+        let placed = after(&job(State::Pending, None), false, News::Placed(NODE, None));
         assert_eq!((placed.status, placed.attempt), (State::Assigned, Attempt(1)));
         assert_eq!(placed.placed, Some(Placed { node: NODE, task: None }));
     }
@@ -315,8 +410,8 @@ pub mod tests {
     fn kill_ends_a_waiting_job_at_once_and_asks_the_node_for_any_other() {
         assert_eq!(after(&job(State::Pending, None), false, News::KillAsked).status, State::Killed);
         for status in [State::Assigned, State::Running] {
-            assert_eq!(change(&job(status, None), false, News::KillAsked, NOW), Some(Change::Dying));
-            assert_eq!(change(&job(status, None), true, News::KillAsked, NOW), None);
+            assert_eq!(change(&job(status, None), given(false), News::KillAsked), Some(Change::Dying));
+            assert_eq!(change(&job(status, None), given(true), News::KillAsked), None);
         }
     }
 
@@ -324,7 +419,7 @@ pub mod tests {
     fn no_room_sends_it_back_and_keeps_counting_attempts() {
         let back = after(&job(State::Assigned, None), false, News::NoRoom(Attempt(2)));
         assert_eq!((back.status, back.placed, back.attempt), (State::Pending, None, Attempt(2)));
-        assert_eq!(after(&back, false, News::Placed(NODE)).attempt, Attempt(3));
+        assert_eq!(after(&back, false, News::Placed(NODE, None)).attempt, Attempt(3));
     }
 
     #[test]
@@ -372,13 +467,100 @@ pub mod tests {
         let other = report(JobId(1), Attempt(1), TaskId(4), State::Failed);
         for status in [State::Assigned, State::Running] {
             let job = job(status, None);
-            assert_eq!(change(&job, false, News::Reported(NODE, &other), NOW), None);
-            assert_eq!(change(&job, false, News::Reported(NodeId(4), &told(State::Finished)), NOW), None);
-            assert_eq!(change(&job, false, News::Forgotten(NodeId(4)), NOW), None);
-            assert_eq!(change(&job, false, News::NoRoom(Attempt(1)), NOW), None);
-            assert_eq!(change(&job, false, News::Refused(Attempt(1), ""), NOW), None);
-            assert_eq!(change(&job, false, News::Accepted(Attempt(1), TaskId(4)), NOW), None);
+            assert_eq!(change(&job, given(false), News::Reported(NODE, &other)), None);
+            assert_eq!(change(&job, given(false), News::Reported(NodeId(4), &told(State::Finished))), None);
+            assert_eq!(change(&job, given(false), News::Forgotten(NodeId(4))), None);
+            assert_eq!(change(&job, given(false), News::NoRoom(Attempt(1))), None);
+            assert_eq!(change(&job, given(false), News::Refused(Attempt(1), "")), None);
+            assert_eq!(change(&job, given(false), News::Accepted(Attempt(1), TaskId(4))), None);
         }
+    }
+
+    /// A job on its second attempt, under a lease.
+    fn leased(status: State, choice: OnNodeLoss) -> Job {
+        let mut job = job(status, Some(TaskId(8)));
+        job.spec.on_node_loss = choice;
+        job.lease = Some(Lease { length: Duration::from_secs(60), abandoned: false });
+        job
+    }
+
+    fn lost_by(cause: Reason) -> TaskReport {
+        TaskReport { cause: Some(cause), ..told(State::Failed) }
+    }
+
+    #[test]
+    fn lost_with_its_node_a_job_is_tried_again_or_fails_as_its_user_chose() {
+        for status in [State::Assigned, State::Running] {
+            let waits = after(&leased(status, OnNodeLoss::Retry), false, News::LeaseOver(NODE));
+            assert_eq!((waits.status, waits.placed, waits.lease), (State::Pending, None, None));
+            assert_eq!((waits.attempt, waits.lost_attempts, waits.started_at), (Attempt(2), 1, None));
+            let failed = after(&leased(status, OnNodeLoss::Fail), false, News::LeaseOver(NODE));
+            assert_eq!((failed.status, failed.reason()), (State::Failed, Some("node lost".into())));
+            let stays = job(status, Some(TaskId(8)));
+            assert_eq!(change(&stays, given(false), News::LeaseOver(NODE)), None, "it has no lease");
+            assert_eq!(change(&leased(status, OnNodeLoss::Fail), given(false), News::LeaseOver(NodeId(4))), None);
+        }
+    }
+
+    #[test]
+    fn a_job_that_is_lost_with_one_node_after_the_other_fails_and_says_so() {
+        let mut job = leased(State::Running, OnNodeLoss::Retry);
+        job.lost_attempts = 2;
+        let failed = after(&job, false, News::LeaseOver(NODE));
+        let reason = "node lost (3 attempts, each lost with its node)";
+        assert_eq!((failed.status, failed.reason().as_deref()), (State::Failed, Some(reason)));
+        let no_room = after(&job, false, News::NoRoom(Attempt(2)));
+        assert_eq!(no_room.lost_attempts, 2, "a create that did not fit is not a lost attempt");
+    }
+
+    #[test]
+    fn a_lease_that_ran_out_on_the_node_and_a_reboot_are_a_node_lost() {
+        for cause in [Reason::LeaseOver, Reason::NodeRebooted] {
+            let report = lost_by(cause.clone());
+            let retried = after(&leased(State::Running, OnNodeLoss::Retry), false, News::Reported(NODE, &report));
+            assert_eq!((retried.status, retried.lost_attempts), (State::Pending, 1), "{cause}");
+            let failed = after(&leased(State::Running, OnNodeLoss::Fail), false, News::Reported(NODE, &report));
+            let reason = if cause == Reason::LeaseOver { "node lost" } else { "node rebooted" };
+            assert_eq!((failed.reason().as_deref(), failed.cpu_ms), (Some(reason), Some(5)));
+        }
+        let rebooted = lost_by(Reason::NodeRebooted);
+        let waited = after(&job(State::Running, Some(TaskId(8))), false, News::Reported(NODE, &rebooted));
+        assert_eq!(waited.reason().as_deref(), Some("node rebooted"));
+        let lost = lost_by(Reason::Lost);
+        let lost = after(&leased(State::Running, OnNodeLoss::Retry), false, News::Reported(NODE, &lost));
+        assert_eq!(lost.reason().as_deref(), Some("lost"), "the node is there, and nobody knows how it went");
+    }
+
+    #[test]
+    fn a_dying_job_that_is_lost_with_its_node_is_killed_and_never_tried_again() {
+        let job = leased(State::Running, OnNodeLoss::Retry);
+        assert_eq!(after(&job, true, News::LeaseOver(NODE)).status, State::Killed);
+        assert_eq!(after(&job, true, News::Reported(NODE, &lost_by(Reason::LeaseOver))).status, State::Killed);
+        let rebooted = after(&job, true, News::Reported(NODE, &lost_by(Reason::NodeRebooted)));
+        assert_eq!(rebooted.reason().as_deref(), Some("node rebooted"));
+    }
+
+    #[test]
+    fn wiped_or_removed_abandons_a_job_under_a_lease_until_that_has_run_out() {
+        for news in [News::Wiped(NODE), News::Removed(NODE)] {
+            let job = leased(State::Running, OnNodeLoss::Retry);
+            let abandoned = after(&job, false, news);
+            assert_eq!((abandoned.status, abandoned.is_abandoned()), (State::Running, true));
+            for more in [news, News::Forgotten(NODE)] {
+                assert_eq!(change(&abandoned, given(false), more), None);
+            }
+            assert_eq!(after(&abandoned, false, News::LeaseOver(NODE)).status, State::Pending);
+            let found = after(&abandoned, false, News::Reported(NODE, &told(State::Running)));
+            assert_eq!(found, job, "it is there after all");
+            assert_eq!(after(&abandoned, false, News::Reported(NODE, &told(State::Finished))).status, State::Finished);
+        }
+    }
+
+    #[test]
+    fn wiped_or_removed_ends_a_job_without_a_lease() {
+        let job = job(State::Running, Some(TaskId(8)));
+        assert_eq!(after(&job, false, News::Wiped(NODE)).reason().as_deref(), Some("lost"));
+        assert_eq!(after(&job, false, News::Removed(NODE)).reason().as_deref(), Some("node lost"));
     }
 
     #[test]
@@ -386,10 +568,10 @@ pub mod tests {
         for status in State::ALL.into_iter().filter(|status| status.is_final()) {
             let job = job(status, Some(TaskId(8)));
             for said in State::ALL {
-                assert_eq!(change(&job, false, News::Reported(NODE, &told(said)), NOW), None);
+                assert_eq!(change(&job, given(false), News::Reported(NODE, &told(said))), None);
             }
-            for news in [News::KillAsked, News::Placed(NODE), News::NoRoom(Attempt(2)), News::Forgotten(NODE)] {
-                assert_eq!(change(&job, false, news, NOW), None);
+            for news in [News::KillAsked, News::Placed(NODE, None), News::NoRoom(Attempt(2)), News::Forgotten(NODE)] {
+                assert_eq!(change(&job, given(false), news), None);
             }
         }
     }
@@ -413,7 +595,7 @@ pub mod tests {
             let found = after(&job(status, Some(TaskId(8))), false, News::Found(NodeId(7), Attempt(3)));
             assert_eq!((found.status, found.attempt), (State::Assigned, Attempt(3)));
             assert_eq!(found.placed, Some(Placed { node: NodeId(7), task: None }));
-            assert_eq!(change(&found, false, News::Found(NODE, Attempt(3)), NOW), None);
+            assert_eq!(change(&found, given(false), News::Found(NODE, Attempt(3))), None);
         }
     }
 
@@ -421,8 +603,8 @@ pub mod tests {
     fn attempts_of_another_job_of_the_same_number_are_left_out() {
         let counted = after(&job(State::Pending, None), false, News::Taken(Attempt(4)));
         assert_eq!((counted.status, counted.attempt), (State::Pending, Attempt(4)));
-        assert_eq!(after(&counted, false, News::Placed(NODE)).attempt, Attempt(5));
-        assert_eq!(change(&counted, false, News::Taken(Attempt(2)), NOW), None);
+        assert_eq!(after(&counted, false, News::Placed(NODE, None)).attempt, Attempt(5));
+        assert_eq!(change(&counted, given(false), News::Taken(Attempt(2))), None);
     }
 
     #[test]

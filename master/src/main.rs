@@ -8,6 +8,7 @@ mod fault;
 mod gate;
 mod job;
 mod jobs;
+mod lease;
 mod life;
 mod nodes;
 mod output;
@@ -119,7 +120,12 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     let state_dir = StateDir::take(&config.state_dir)?;
     let store = Store::open(state_dir.path())?;
     fault::moment(Point::MasterOpened);
-    let nodes = Nodes { addrs: config.nodes.clone().into_iter().collect(), time_out: config.node_timeout };
+    let nodes = Nodes {
+        addrs: config.nodes.clone().into_iter().collect(),
+        time_out: config.node_timeout,
+        lease: config.lease,
+        most_lost: config.lost_attempts,
+    };
     let owner = Owner::new(store, nodes, Now::read())?;
     fault::moment(Point::MasterRead);
     let logs = Logs::start(config.share.clone(), addrs.clone(), token.as_ref())?;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{Timestamp, Unit};
 use wire::node::NodeResource;
-use wire::{EventNumber, InstanceId, JobId, NodeId};
+use wire::{EventNumber, InstanceId, JobId, NodeId, Stamp};
 
 use crate::job::{Node, NodeState};
 use crate::scheduler::Amount;
@@ -70,6 +70,12 @@ pub struct Member {
     resource: Option<Arc<NodeResource>>,
     instance: Option<InstanceId>,
     acknowledged: EventNumber,
+    /// The last stamp that was heard of it.
+    stamp: Option<Stamp>,
+    /// When that was; before the first one, when this master started.
+    stamped: Instant,
+    /// Its poll may stay with it for long.
+    parked: bool,
     /// Jobs whose task numbers were known when all of the node's tasks were asked for: whichever of them the answer
     /// leaves out, the node has forgotten.
     roll_call: Option<BTreeSet<JobId>>,
@@ -99,6 +105,9 @@ impl Member {
             resource: None,
             instance: None,
             acknowledged: EventNumber(0),
+            stamp: None,
+            stamped: now.clock,
+            parked: false,
             roll_call: None,
             held: BTreeMap::new(),
             ours: Amount::default(),
@@ -159,6 +168,26 @@ impl Member {
         }
     }
 
+    /// The last stamp that was heard of it, to be given back.
+    pub fn stamp(&self) -> Option<&Stamp> {
+        self.stamp.as_ref()
+    }
+
+    /// When that was heard: what was given back to the node cannot be newer.
+    pub fn stamped(&self) -> Instant {
+        self.stamped
+    }
+
+    /// A poll was sent to it, which may stay there for long, or is to be answered at once.
+    pub fn polled(&mut self, parked: bool) {
+        self.parked = parked;
+    }
+
+    /// Whether there is a poll that may stay with it for long. Behind a cut cable it would not be missed before its time.
+    pub fn is_parked(&self) -> bool {
+        self.parked
+    }
+
     /// All of its tasks are about to be asked for; `numbered` are the jobs it must know.
     pub fn call_the_roll(&mut self, numbered: BTreeSet<JobId>) {
         self.roll_call = Some(numbered);
@@ -177,6 +206,9 @@ impl Member {
     /// It answered. Returns whether it had been lost or unknown.
     pub fn answered(&mut self, resource: NodeResource, now: Now) -> bool {
         let returned = self.state != NodeState::Ready;
+        if resource.stamp.is_some() {
+            (self.stamp, self.stamped) = (resource.stamp.clone(), now.clock);
+        }
         self.state = NodeState::Ready;
         self.resource = Some(Arc::new(resource));
         self.silent_since = now;

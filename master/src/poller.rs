@@ -18,7 +18,7 @@ use wire::fault::Point;
 use wire::http::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId, Limits};
 use wire::node::{Answer, Created, Events, NodeResource, Refusal};
 use wire::task::TaskRequest;
-use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, TaskId};
+use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, Stamp, TaskId};
 
 use crate::fault;
 
@@ -31,15 +31,19 @@ const ANSWER_BYTES: usize = 256 << 20;
 /// Connections per node that can be busy at once: the poll, and the calls beside it.
 pub const CONNECTIONS_PER_NODE: usize = 3;
 
-/// What the owner wants done. Every order is answered by one [`Heard`], whatever happens.
+/// What the owner wants done. Every order is answered by one [`Heard`], whatever happens, but a poll in whose place another
+/// was ordered.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Order {
-    /// Read the node's events: `GET /task/events`. There is never more than one of these per node.
+    /// Read the node's events: `GET /task/events`. There is never more than one of these per node: it takes the place of
+    /// one that is under way, which is given up.
     Poll {
         /// Which node.
         node: NodeId,
         /// The last event that is written down.
         after: EventNumber,
+        /// The last stamp that was heard of it.
+        heard: Option<Stamp>,
         /// How long the node may wait for something to tell.
         wait: Duration,
         /// Not before this has passed.
@@ -162,6 +166,8 @@ pub struct Poller<F> {
     later: BTreeMap<(Instant, u64), Order>,
     next_number: u64,
     asked: HashMap<ExchangeId, (NodeId, Asked)>,
+    /// The polls among them.
+    polls: HashMap<NodeId, ExchangeId>,
     tell: F,
 }
 
@@ -191,6 +197,7 @@ impl<F: FnMut(Heard)> Poller<F> {
             later: BTreeMap::new(),
             next_number: 0,
             asked: HashMap::new(),
+            polls: HashMap::new(),
             tell,
         };
         Ok((poller, Orders { sender, waker }))
@@ -245,9 +252,14 @@ impl<F: FnMut(Heard)> Poller<F> {
 
     fn begin(&mut self, order: Order, now: Instant) {
         match order {
-            Order::Poll { node, after, wait, jobs, .. } => {
+            Order::Poll { node, after, heard, wait, jobs, .. } => {
+                self.give_up_poll(node);
                 let (wait_ms, master) = (wait.as_millis(), &self.master.0);
-                let path = format!("/task/events?after={after}&wait_ms={wait_ms}&master={master}&jobs={jobs}");
+                let mut path = format!("/task/events?after={after}&wait_ms={wait_ms}&master={master}&jobs={jobs}");
+                if let Some(Stamp(stamp)) = heard {
+                    path.push_str("&heard=");
+                    path.extend(form_urlencoded::byte_serialize(stamp.as_bytes()));
+                }
                 self.ask(node, Asked::Events { after }, ClientRequest::get(path), wait, now);
             }
             Order::Ask { node, .. } => {
@@ -266,6 +278,13 @@ impl<F: FnMut(Heard)> Poller<F> {
         }
     }
 
+    fn give_up_poll(&mut self, node: NodeId) {
+        if let Some(id) = self.polls.remove(&node) {
+            self.client.cancel(id);
+            self.asked.remove(&id);
+        }
+    }
+
     fn ask(&mut self, node: NodeId, asked: Asked, mut request: ClientRequest, wait: Duration, now: Instant) {
         let Some(&addr) = self.addrs.get(&node) else {
             let why = Err(format!("no --node names node {node}"));
@@ -278,11 +297,17 @@ impl<F: FnMut(Heard)> Poller<F> {
         // A node that keeps a poll for half of the time-out has the other half to answer, and so have the shortest waits.
         let deadline = now + self.time_out.max(wait + self.time_out / 2);
         let id = self.client.send(addr, request, deadline, now);
+        if matches!(asked, Asked::Events { .. }) {
+            self.polls.insert(node, id);
+        }
         self.asked.insert(id, (node, asked));
     }
 
     fn conclude(&mut self, id: ExchangeId, outcome: Result<ClientResponse, ExchangeError>) {
         if let Some((node, asked)) = self.asked.remove(&id) {
+            if matches!(asked, Asked::Events { .. }) {
+                self.polls.remove(&node);
+            }
             fault::moment(points_of(&asked).1);
             let said = said(asked, outcome.map_err(|error| error.to_string()));
             (self.tell)(Heard { node, said });
@@ -389,6 +414,36 @@ mod tests {
     }
 
     #[test]
+    fn a_poll_takes_the_place_of_one_that_is_under_way() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (sender, heard) = channel();
+        let tell = move |said| sender.send(said).unwrap();
+        let addrs = BTreeMap::from([(NodeId(0), listener.local_addr().unwrap())]);
+        let (poller, orders) = Poller::new(addrs, InstanceId("m".into()), None, Duration::from_secs(5), tell).unwrap();
+        std::thread::spawn(move || poller.run());
+        let poll = |after| {
+            let wait = Duration::from_secs(25);
+            Order::Poll {
+                node: NodeId(0),
+                after: EventNumber(after),
+                heard: None,
+                wait,
+                delay: Duration::ZERO,
+                jobs: JobId(0),
+            }
+        };
+        orders.send(vec![poll(1)]);
+        let mut first = listener.accept().unwrap().0;
+        orders.send(vec![poll(2)]);
+        let asked = serve_one(&listener, "{}");
+        assert!(asked.starts_with("GET /task/events?after=2&"), "{asked}");
+        assert!(matches!(heard.recv().unwrap().said, Said::Events { after: EventNumber(2), .. }));
+        // What it asked may still be read, and then its end.
+        first.read_to_end(&mut Vec::new()).unwrap();
+        assert!(heard.try_recv().is_err());
+    }
+
+    #[test]
     fn a_long_list_of_tasks_is_sent_in_parts_that_hold_every_task_once_and_in_order() {
         let tasks: Vec<TaskRequest> = (0..600).map(|job| request(job, "true".into())).collect();
         let large: Vec<TaskRequest> = (600..620).map(|job| request(job, "x".repeat(120_000))).collect();
@@ -464,12 +519,16 @@ mod tests {
         orders.send(vec![Order::Poll {
             node: NodeId(0),
             after: EventNumber(7),
+            heard: Some(Stamp("b-1.0f&".into())),
             wait,
             delay: Duration::ZERO,
             jobs: JobId(57),
         }]);
         let asked = serve_one(&listener, "{}");
-        assert!(asked.starts_with("GET /task/events?after=7&wait_ms=25000&master=m&jobs=57 HTTP/1.1\r\n"), "{asked}");
+        assert!(
+            asked.starts_with("GET /task/events?after=7&wait_ms=25000&master=m&jobs=57&heard=b-1.0f%26 HTTP/1.1\r\n"),
+            "{asked}"
+        );
         let said = heard.recv().unwrap().said;
         assert!(
             matches!(&said, Said::Events { answer: Err(why), .. } if why.contains("not what a node says")),
@@ -497,6 +556,7 @@ mod tests {
         orders.send(vec![Order::Poll {
             node: NodeId(0),
             after: EventNumber(0),
+            heard: None,
             wait,
             delay: Duration::ZERO,
             jobs: JobId(57),

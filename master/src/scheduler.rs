@@ -447,6 +447,7 @@ pub mod tests {
             cgroups: "hybrid".into(),
             union: "overlay".into(),
             leaks: 0,
+            stamp: None,
         }
     }
 

@@ -16,12 +16,12 @@ use wire::fault::{Errno, Point};
 use wire::{Attempt, EventNumber, InstanceId, JobId, JobSpec, NodeId, Resource, State, TaskId};
 
 use crate::fault;
-use crate::job::{Job, Placed};
+use crate::job::{Job, Lease, Placed};
 
 /// The database file's name in the state dir.
 const FILE: &str = "master.db";
 /// The schema this version reads and writes (`PRAGMA user_version`).
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// How a database file begins (sqlite.org/fileformat2.html).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// The most jobs one page may list.
@@ -41,6 +41,7 @@ const SCHEMA: &str = "
         package_path TEXT NOT NULL,
         image_id TEXT NOT NULL,
         timeout_ms INTEGER NOT NULL,
+        on_node_loss TEXT NOT NULL DEFAULT 'wait',
         status TEXT NOT NULL,
         kill_asked INTEGER NOT NULL DEFAULT 0,
         cause TEXT,
@@ -48,6 +49,9 @@ const SCHEMA: &str = "
         node INTEGER,
         task INTEGER,
         attempt INTEGER NOT NULL DEFAULT 0,
+        lease_ms INTEGER,
+        lease_abandoned INTEGER NOT NULL DEFAULT 0,
+        lost_attempts INTEGER NOT NULL DEFAULT 0,
         submitted_ns INTEGER NOT NULL,
         started_ns INTEGER,
         ended_ns INTEGER,
@@ -72,8 +76,17 @@ const SCHEMA: &str = "
     INSERT INTO master (instance) VALUES (lower(hex(randomblob(16))));
 ";
 
+/// From the schema before the second: what becomes of a job whose node is lost.
+const TO_SECOND: &str = "
+    ALTER TABLE jobs ADD COLUMN on_node_loss TEXT NOT NULL DEFAULT 'wait';
+    ALTER TABLE jobs ADD COLUMN lease_ms INTEGER;
+    ALTER TABLE jobs ADD COLUMN lease_abandoned INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN lost_attempts INTEGER NOT NULL DEFAULT 0;
+";
+
 const JOB_COLUMNS: &str = "id, name, cpu, mem, command_line, package_path, image_id, timeout_ms, status, kill_asked, \
-     cause, exit_code, node, task, attempt, submitted_ns, started_ns, ended_ns, cpu_ms, memory_peak_bytes";
+     cause, exit_code, node, task, attempt, submitted_ns, started_ns, ended_ns, cpu_ms, memory_peak_bytes, \
+     on_node_loss, lease_ms, lease_abandoned, lost_attempts";
 
 /// Why the database could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -231,6 +244,7 @@ impl Store {
         let version = self.db.query_row("PRAGMA user_version", [], |row| row.get(0));
         match doing("read the schema's version", version)? {
             SCHEMA_VERSION => {}
+            1 => doing("bring the tables up to date", self.db.execute_batch(&migration(TO_SECOND)))?,
             0 => return damaged("it is empty".to_owned()),
             found => return Err(StoreError::OtherVersion { found }),
         }
@@ -302,20 +316,23 @@ impl Store {
     fn add(&self, kept: &KeptRef<'_>) -> Result<(), StoreError> {
         let sql =
             "INSERT INTO jobs (id, name, cpu, mem, command_line, package_path, image_id, timeout_ms, submitted_ns,
-             status, kill_asked, cause, exit_code, node, task, attempt, started_ns, ended_ns, cpu_ms, memory_peak_bytes)
-             VALUES (?1, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+             on_node_loss, status, kill_asked, cause, exit_code, node, task, attempt, started_ns, ended_ns, cpu_ms,
+             memory_peak_bytes, lease_ms, lease_abandoned, lost_attempts)
+             VALUES (?1, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
+             ?13, ?14, ?15)";
         let spec = &kept.job.spec;
         let mut insert = doing("add a job", self.db.prepare_cached(sql))?;
         let mut bind = || {
             bind_what_changes(&mut insert, kept)?;
-            insert.raw_bind_parameter(13, &spec.name)?;
-            insert.raw_bind_parameter(14, spec.resource.cpu.to_string())?;
-            insert.raw_bind_parameter(15, to_i64(spec.resource.mem))?;
-            insert.raw_bind_parameter(16, &spec.command_line)?;
-            insert.raw_bind_parameter(17, &spec.package_path)?;
-            insert.raw_bind_parameter(18, spec.image_id.as_str())?;
-            insert.raw_bind_parameter(19, to_i64(spec.timeout))?;
-            insert.raw_bind_parameter(20, to_ns(kept.job.submitted_at))?;
+            insert.raw_bind_parameter(16, &spec.name)?;
+            insert.raw_bind_parameter(17, spec.resource.cpu.to_string())?;
+            insert.raw_bind_parameter(18, to_i64(spec.resource.mem))?;
+            insert.raw_bind_parameter(19, &spec.command_line)?;
+            insert.raw_bind_parameter(20, &spec.package_path)?;
+            insert.raw_bind_parameter(21, spec.image_id.as_str())?;
+            insert.raw_bind_parameter(22, to_i64(spec.timeout))?;
+            insert.raw_bind_parameter(23, to_ns(kept.job.submitted_at))?;
+            insert.raw_bind_parameter(24, spec.on_node_loss.as_str())?;
             insert.raw_execute()
         };
         doing("add a job", bind()).map(drop)
@@ -323,7 +340,8 @@ impl Store {
 
     fn save(&self, kept: &KeptRef<'_>) -> Result<(), StoreError> {
         let sql = "UPDATE jobs SET status = ?2, kill_asked = ?3, cause = ?4, exit_code = ?5, node = ?6, task = ?7,
-             attempt = ?8, started_ns = ?9, ended_ns = ?10, cpu_ms = ?11, memory_peak_bytes = ?12 WHERE id = ?1";
+             attempt = ?8, started_ns = ?9, ended_ns = ?10, cpu_ms = ?11, memory_peak_bytes = ?12,
+             lease_ms = ?13, lease_abandoned = ?14, lost_attempts = ?15 WHERE id = ?1";
         let mut update = doing("save a job", self.db.prepare_cached(sql))?;
         let mut bind = || {
             bind_what_changes(&mut update, kept)?;
@@ -485,6 +503,11 @@ fn tune(db: &Connection, pragmas: &str) -> rusqlite::Result<()> {
     db.execute_batch(pragmas)
 }
 
+/// All of a step to this schema, or nothing.
+fn migration(step: &str) -> String {
+    format!("BEGIN IMMEDIATE; {step} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+}
+
 /// SQLite takes an empty file for a new database, and throws away the log beside it.
 fn check_head(path: &Path) -> Result<(), StoreError> {
     let mut head = [0; MAGIC.len()];
@@ -543,8 +566,13 @@ fn to_kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
         package_path: row.get(5)?,
         image_id: parsed(row, 6)?,
         timeout: from_i64(row.get(7)?),
+        // A choice of a newer version: this one can but wait.
+        on_node_loss: row.get::<_, String>(20)?.parse().unwrap_or_default(),
     };
     let task = row.get::<_, Option<i64>>(13)?.map(|task| TaskId(from_i64(task)));
+    let abandoned = row.get(22)?;
+    let lease =
+        row.get::<_, Option<i64>>(21)?.map(|ms| Lease { length: Duration::from_millis(from_i64(ms)), abandoned });
     let job = Job {
         id: JobId(from_i64(row.get(0)?)),
         spec,
@@ -554,6 +582,8 @@ fn to_kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
         exit_code: row.get(11)?,
         placed: row.get::<_, Option<u32>>(12)?.map(|node| Placed { node: NodeId(node), task }),
         attempt: Attempt(row.get(14)?),
+        lease,
+        lost_attempts: row.get(23)?,
         submitted_at: from_ns(row.get(15)?),
         started_at: row.get::<_, Option<i64>>(16)?.map(from_ns),
         ended_at: row.get::<_, Option<i64>>(17)?.map(from_ns),
@@ -563,7 +593,7 @@ fn to_kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
     Ok(Kept { job, kill_asked: row.get(9)? })
 }
 
-/// The parameters 1 to 12 of an insert and of an update.
+/// The parameters 1 to 15 of an insert and of an update.
 fn bind_what_changes(statement: &mut Statement<'_>, kept: &KeptRef<'_>) -> rusqlite::Result<()> {
     let job = kept.job;
     statement.raw_bind_parameter(1, to_i64(job.id.0))?;
@@ -577,7 +607,10 @@ fn bind_what_changes(statement: &mut Statement<'_>, kept: &KeptRef<'_>) -> rusql
     statement.raw_bind_parameter(9, job.started_at.map(to_ns))?;
     statement.raw_bind_parameter(10, job.ended_at.map(to_ns))?;
     statement.raw_bind_parameter(11, job.cpu_ms.map(to_i64))?;
-    statement.raw_bind_parameter(12, job.memory_peak_bytes.map(to_i64))
+    statement.raw_bind_parameter(12, job.memory_peak_bytes.map(to_i64))?;
+    statement.raw_bind_parameter(13, job.lease.map(|lease| to_ms(lease.length)))?;
+    statement.raw_bind_parameter(14, job.is_abandoned())?;
+    statement.raw_bind_parameter(15, job.lost_attempts)
 }
 
 /// Reads a column that one of our words prints.
@@ -600,6 +633,10 @@ fn from_i64(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
+fn to_ms(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// Nanoseconds since 1970: every time until 2262.
 fn to_ns(time: Timestamp) -> i64 {
     i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)
@@ -614,7 +651,7 @@ mod tests {
     use super::*;
     use crate::job::tests::spec;
     use crate::state_dir::Scratch;
-    use wire::Reason;
+    use wire::{OnNodeLoss, Reason};
 
     fn opened() -> (Scratch, Store, Reader) {
         let dir = Scratch::new();
@@ -624,7 +661,7 @@ mod tests {
     }
 
     fn job(store: &Store, name: &str) -> Job {
-        let spec = JobSpec { name: name.into(), ..spec() };
+        let spec = JobSpec { name: name.into(), on_node_loss: OnNodeLoss::Retry, ..spec() };
         Job::submitted(store.next_id().unwrap(), spec, Timestamp::UNIX_EPOCH)
     }
 
@@ -657,6 +694,8 @@ mod tests {
         job.exit_code = Some(137);
         job.placed = Some(Placed { node: NodeId(3), task: Some(TaskId(9)) });
         job.attempt = Attempt(2);
+        job.lease = Some(Lease { length: Duration::from_secs(60), abandoned: true });
+        job.lost_attempts = 1;
         job.started_at = Some("2026-11-22T09:00:00.123456789Z".parse().unwrap());
         job.ended_at = Some("2026-11-22T09:00:01Z".parse().unwrap());
         job.cpu_ms = Some(12);
@@ -739,6 +778,34 @@ mod tests {
         std::fs::remove_file(dir.path().join(format!("{FILE}-wal"))).unwrap();
         std::fs::write(dir.path().join(format!("{FILE}.new")), "half made").unwrap();
         assert_eq!(Store::open(dir.path()).unwrap().next_id().unwrap(), JobId(1));
+    }
+
+    #[test]
+    fn a_database_of_the_first_version_is_brought_up_to_date_with_all_that_is_in_it() {
+        let dir = Scratch::new();
+        let db = Connection::open(dir.path().join(FILE)).unwrap();
+        // As berth-master made it before there were leases.
+        let added = ["on_node_loss", "lease_ms", "lease_abandoned", "lost_attempts"];
+        let first: String = SCHEMA
+            .split_inclusive('\n')
+            .filter(|line| !added.iter().any(|name| line.trim_start().starts_with(&format!("{name} "))))
+            .collect();
+        db.execute_batch(&first).unwrap();
+        db.execute_batch(
+            "INSERT INTO state_counts VALUES ('Running', 0);
+             INSERT INTO jobs (name, cpu, mem, command_line, package_path, image_id, timeout_ms, status, submitted_ns)
+             VALUES ('old', 'x1', 64, 'true', '', 'busybox', 0, 'Running', 7); PRAGMA user_version = 1;",
+        )
+        .unwrap();
+        drop(db);
+        for _ in 0..2 {
+            let store = Store::open(dir.path()).unwrap();
+            let job = store.job(JobId(1)).unwrap().unwrap().job;
+            assert_eq!((job.spec.name.as_str(), job.spec.on_node_loss), ("old", OnNodeLoss::Wait));
+            assert_eq!((job.lease, job.lost_attempts), (None, 0));
+        }
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(add(&store, "new").id, JobId(2));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use lexopt::{Arg, Parser};
 use serde::Deserialize;
 use wire::access::{ListenRefused, check_listen};
 use wire::job::MIN_MEM_MIB;
-use wire::{CpuAmount, CpuRequest, CpuSet, ImageId, JobSpec, NodeId, Resource};
+use wire::{CpuAmount, CpuRequest, CpuSet, ImageId, JobSpec, NodeId, OnNodeLoss, Resource};
 
 use crate::launch::Network;
 use crate::lxc_config::UnionDriver;
@@ -419,6 +419,7 @@ impl RunOptions {
             package_path: self.packages.join(";"),
             image_id: self.image.ok_or_else(|| ConfigError::Usage("run needs --image".into()))?,
             timeout: self.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            on_node_loss: OnNodeLoss::Wait,
         };
         spec.check().map_err(|refused| ConfigError::Usage(format!("run: {refused}")))?;
         Ok(Command::Run { node, spec: Box::new(spec), network: self.network.unwrap_or(Network::None) })

@@ -21,6 +21,7 @@ use crate::fault;
 use crate::launch::record;
 use crate::launch::step::Step;
 use crate::launch::{InitLine, LaunchRequest, Launched, Launcher, Logs, Network};
+use crate::lease::Terms;
 use crate::task::{Event, Init, Now};
 
 mod ends;
@@ -140,7 +141,13 @@ impl Containers {
     }
 
     /// Clones an init for the task. It builds the container and waits for [`Containers::say_go`].
-    pub fn launch(&mut self, task: TaskId, spec: &JobSpec, origin: &TaskOrigin) -> Result<Init, Reason> {
+    pub fn launch(
+        &mut self,
+        task: TaskId,
+        spec: &JobSpec,
+        origin: &TaskOrigin,
+        lease: Option<Terms>,
+    ) -> Result<Init, Reason> {
         let container = ContainerId(task).to_string();
         let request = LaunchRequest {
             container: &container,
@@ -150,6 +157,7 @@ impl Containers {
             network: Network::None,
             grace: self.places.grace,
             die_with_parent: false,
+            lease,
         };
         let layout = self.current();
         let launched = self.launcher.launch(&self.layouts[layout], request).map_err(|error| {

@@ -10,7 +10,7 @@ use wire::access::{Refused, comes_from_browser};
 use wire::http::{ConnectionId, Method, Request, Response};
 use wire::node::{Answer, Created, Events, Refusal, RefusalCode};
 use wire::task::TaskRequest;
-use wire::{BadInput, EventNumber, InstanceId, JobId, TaskId, json};
+use wire::{BadInput, EventNumber, InstanceId, JobId, Stamp, TaskId, json};
 
 use crate::output::OutputRequest;
 use crate::task::Now;
@@ -48,9 +48,9 @@ pub fn answer(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
     };
     match (method, request.path.as_str()) {
         (Method::Get, "/resource") => {
-            Reply::Now(Response::json(200, &table.node().resource(table.free(), table.living())))
+            Reply::Now(Response::json(200, &table.node().resource(table.free(), table.living(), now)))
         }
-        (Method::Post, "/task/create") => Reply::Now(create(&request.body, table)),
+        (Method::Post, "/task/create") => Reply::Now(create(&request.body, table, now)),
         (Method::Post, "/task/kill") => Reply::Now(kill(request, table, now)),
         (Method::Get, "/task/info") => Reply::Now(info(request, table)),
         (Method::Get, "/task/events") => events(request, table, now),
@@ -90,12 +90,12 @@ fn done<T: Serialize>(data: T) -> Response {
     Response::json(200, &Answer::done(data))
 }
 
-fn create(body: &[u8], table: &mut TaskTable) -> Response {
+fn create(body: &[u8], table: &mut TaskTable, now: Now) -> Response {
     if body.trim_ascii_start().first() == Some(&b'[') {
-        return create_list(body, table);
+        return create_list(body, table, now);
     }
     let request = json::from_slice::<TaskRequest>(body).map_err(Refusal::from);
-    match request.and_then(|request| table.create(request)) {
+    match request.and_then(|request| table.create(request, now)) {
         Ok(task_id) => done(Created { task_id }),
         // The original's master reads only code and data, and takes any status but 200 for a broken node.
         Err(refusal) if refusal.code == RefusalCode::NoRoom => {
@@ -106,13 +106,13 @@ fn create(body: &[u8], table: &mut TaskTable) -> Response {
 }
 
 /// A list for a list: each entry has its own answer, and those that do not fit get `no_room`.
-fn create_list(body: &[u8], table: &mut TaskTable) -> Response {
+fn create_list(body: &[u8], table: &mut TaskTable, now: Now) -> Response {
     let requests = match read_list(body) {
         Ok(requests) => requests,
         Err(bad) => return refused(bad.into()),
     };
     let answer = |request: Result<TaskRequest, BadInput>| {
-        let created = request.map_err(Refusal::from).and_then(|request| table.create(request));
+        let created = request.map_err(Refusal::from).and_then(|request| table.create(request, now));
         created.map_or_else(Answer::refused, |task_id| Answer::done(Created { task_id }))
     };
     Response::json(200, &requests.into_iter().map(answer).collect::<Vec<Answer<Created>>>())
@@ -180,20 +180,31 @@ fn events(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
     let jobs = request.query.get("jobs").map_or(Ok(JobId(0)), jobs);
     match (after, wait, jobs) {
         (Ok(mut after), Ok(wait), Ok(jobs)) => {
-            // A page of another site can make a browser ask, but not make us forget.
+            // A page of another site can make a browser ask, but not make us forget, nor renew a lease.
             if !comes_from_browser(&request.headers) {
                 after = table.acknowledge(after, master.as_ref());
                 if let Some(master) = &master {
                     table.hear_of(master, jobs);
                 }
+                if let Err(bad) = renew(request, master.as_ref(), table, now) {
+                    return Reply::Now(refused(bad.into()));
+                }
             }
             if wait == 0 || table.last_event() > after {
-                Reply::Now(news(table, after, master.as_ref()))
+                Reply::Now(news(table, after, master.as_ref(), now))
             } else {
                 Reply::Later { after, until: now.instant + Duration::from_millis(wait), master }
             }
         }
         (Err(bad), _, _) | (_, Err(bad), _) | (_, _, Err(bad)) => Reply::Now(refused(bad.into())),
+    }
+}
+
+/// The stamp that a master gives back: the newest it has heard.
+fn renew(request: &Request, master: Option<&InstanceId>, table: &mut TaskTable, now: Now) -> Result<(), BadInput> {
+    match (master, request.query.get("heard")) {
+        (Some(master), Some(stamp)) => table.renew(master, &Stamp(stamp.to_owned()), now),
+        (None, _) | (_, None) => Ok(()),
     }
 }
 
@@ -207,8 +218,8 @@ fn wait_ms(text: &str) -> Result<u64, BadInput> {
 }
 
 /// Everything that changed after `after`, what is free now, and what is remembered of the master that asks.
-fn news(table: &TaskTable, after: EventNumber, master: Option<&InstanceId>) -> Response {
-    let resource = table.node().resource(table.free(), table.living());
+fn news(table: &TaskTable, after: EventNumber, master: Option<&InstanceId>, now: Now) -> Response {
+    let resource = table.node().resource(table.free(), table.living(), now);
     let remembered = master.and_then(|master| table.remembered(master, after == EventNumber(0)));
     done(Events { last: table.last_event(), events: table.changes_after(after), resource, remembered })
 }
@@ -263,7 +274,7 @@ impl LongPolls {
     pub fn take_answers(&mut self, table: &TaskTable, now: Now) -> Vec<(ConnectionId, Response)> {
         let last = table.last_event();
         let due = |waiter: &mut Waiter| waiter.after < last || waiter.until <= now.instant;
-        let answer = |waiter: Waiter| (waiter.connection, news(table, waiter.after, waiter.master.as_ref()));
+        let answer = |waiter: Waiter| (waiter.connection, news(table, waiter.after, waiter.master.as_ref(), now));
         self.waiters.extract_if(.., due).map(answer).collect()
     }
 }
@@ -385,6 +396,21 @@ mod tests {
         for (query, field) in [("after=-1", "after"), ("wait_ms=60001", "wait_ms"), ("wait_ms=x", "wait_ms")] {
             assert_eq!(code_and_field(get(&mut it, &format!("/task/events?{query}"))).2, field);
         }
+    }
+
+    #[test]
+    fn a_stamp_goes_out_with_every_answer_and_one_that_is_none_is_refused_when_it_comes_back() {
+        let mut it = Fixture::new("control-stamp");
+        let stamp = get(&mut it, "/task/events").1["data"]["resource"]["stamp"].as_str().unwrap().to_owned();
+        assert!(get(&mut it, "/resource").1["stamp"].as_str().unwrap() > stamp.as_str());
+        assert_eq!(get(&mut it, &format!("/task/events?master=m&heard={stamp}")).0, 200);
+        assert_eq!(get(&mut it, "/task/events?master=m&heard=of.another").0, 400);
+        let leased = JOB.replace("\"status\"", &format!("\"lease\":{{\"ms\":60000,\"heard\":\"{stamp}\"}},\"status\""));
+        assert_eq!(code_and_field(post(&mut it, "/task/create", &leased)).2, "master");
+        let leased = leased.replace("\"status\"", "\"master\":\"m\",\"status\"");
+        assert_eq!(post(&mut it, "/task/create", &leased).0, 200);
+        let stale = leased.replace("60000", "0");
+        assert_eq!(code_and_field(post(&mut it, "/task/create", &stale)).2, "lease.ms");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod images;
 mod journal;
 mod launch;
 mod leaks;
+mod lease;
 mod log_pages;
 mod lxc_config;
 mod machine;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use wire::node::{NodeResource, Refusal, RefusalCode};
 use wire::{BootId, CpuAmount, CpuSet, InstanceId, JobSpec, NodeId};
 
-use crate::{images, packages};
+use crate::task::Now;
+use crate::{images, lease, packages};
 
 /// With less than this free on its disk a node takes no task: its folders, its config and its end record have to fit.
 const LEAST_FREE_BYTES: u64 = 4 << 20;
@@ -114,7 +115,7 @@ impl Node {
     }
 
     /// What `GET /resource` tells.
-    pub fn resource(&self, free: Share, tasks: usize) -> NodeResource {
+    pub fn resource(&self, free: Share, tasks: usize, now: Now) -> NodeResource {
         NodeResource {
             cpu: free.cpu,
             mem: free.mem_mib,
@@ -136,6 +137,7 @@ impl Node {
             cgroups: self.cgroups.clone(),
             union: self.union.clone(),
             leaks: self.leaks,
+            stamp: Some(lease::stamp(&self.boot, now.since_boot)),
         }
     }
 }

@@ -62,6 +62,7 @@ pub fn run(
         network,
         grace,
         die_with_parent: true,
+        lease: None,
     };
     let status = run_container(&launcher, &layout, request, &settings.container_dir(&container), &signals);
     remove_cgroups(&layout, &container);

@@ -23,6 +23,7 @@ use crate::history::{Era, History};
 use crate::journal::{Journal, JournalError};
 use crate::launch::{self, LaunchError, Launcher, Settings};
 use crate::leaks;
+use crate::lease::Leases;
 use crate::log_pages::LogPages;
 use crate::machine;
 use crate::node::{self, Node, Share};
@@ -157,7 +158,8 @@ impl Supervisor {
         let mut containers = Containers::new(launcher, places.clone(), layouts.opened, watcher, descriptors);
         history.skip_what_is_still_here(adopt::last_task_named(&containers.names()));
         let now = Now::read();
-        let mut table = TaskTable::new(node, config.grace, journal, history, now);
+        let leases = Leases::open(&config.state_dir.join("leases"), &boot).map_err(cannot("open the leases"))?;
+        let mut table = TaskTable::new(node, config.grace, journal, history, leases, now);
         // From here on what is written belongs to our era.
         begin_journal(&mut table, era_is_new)?;
         fault::moment(Point::StartCompacted);
@@ -335,7 +337,7 @@ impl Supervisor {
         }
         let Some(task) = self.table.next_launch() else { return };
         let (Some(spec), Some(origin)) = (self.table.spec(task), self.table.origin(task)) else { return };
-        let event = match self.containers.launch(task, spec, origin) {
+        let event = match self.containers.launch(task, spec, origin, self.table.terms(task)) {
             Ok(init) => task::Event::Launched(init),
             Err(reason) => task::Event::LaunchFailed(reason),
         };

@@ -12,6 +12,7 @@ use wire::{ContainerId, EventNumber, JobSpec, Reason, State, TaskId};
 
 use crate::cgroup::Usage;
 use crate::launch::record::{End, EndRecord};
+use crate::lease;
 
 /// How long after its own grace period init may still be tidying up before it is killed itself.
 const INIT_MARGIN: Duration = Duration::from_secs(5);
@@ -20,19 +21,21 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// Attempts after which a task that does not die is called stuck.
 const STUCK_AFTER: u32 = 3;
 
-/// One reading of both clocks, so that decisions take time as data.
+/// One reading of all clocks, so that decisions take time as data.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
     /// For deadlines; wall-clock jumps do not touch it.
     pub instant: Instant,
     /// For what people read.
     pub wall: Timestamp,
+    /// For leases: since boot, sleep included.
+    pub since_boot: Duration,
 }
 
 impl Now {
-    /// Reads both clocks.
+    /// Reads them.
     pub fn read() -> Now {
-        Now { instant: Instant::now(), wall: Timestamp::now() }
+        Now { instant: Instant::now(), wall: Timestamp::now(), since_boot: lease::since_boot() }
     }
 }
 
@@ -450,15 +453,22 @@ pub fn classify(
         Some(End::Signaled { signal }) => failed(or_memory(Reason::Signal { signal: *signal })),
         Some(End::TimedOut) => (State::Timeout, None),
         Some(End::Killed) => (State::Killed, None),
+        Some(End::LeaseOver) => failed(Reason::LeaseOver),
         Some(End::LaunchFailed { step, cause }) => {
             failed(Reason::LaunchFailed { step: step.clone(), cause: cause.clone() })
         }
     };
     let exit_code = match record.map(|record| &record.end) {
         Some(End::Exited { code }) => Some(*code),
-        Some(End::Signaled { .. } | End::TimedOut | End::Killed | End::NeverTold | End::LaunchFailed { .. }) | None => {
-            None
-        }
+        Some(
+            End::Signaled { .. }
+            | End::TimedOut
+            | End::Killed
+            | End::LeaseOver
+            | End::NeverTold
+            | End::LaunchFailed { .. },
+        )
+        | None => None,
     };
     (state, reason, exit_code)
 }
@@ -731,6 +741,7 @@ mod tests {
         assert_eq!(judge(End::Exited { code: 0 }), (State::Finished, None, Some(0)));
         assert_eq!(judge(End::Killed), (State::Killed, None, None));
         assert_eq!(judge(End::TimedOut), (State::Timeout, None, None));
+        assert_eq!(judge(End::LeaseOver), (State::Failed, Some(Reason::LeaseOver), None));
     }
 
     #[test]

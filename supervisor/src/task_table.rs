@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use wire::node::{Refusal, RefusalCode, Remembered};
 use wire::task::{AttemptKey, TaskOrigin, TaskReport, TaskRequest};
-use wire::{EventNumber, InstanceId, JobId, JobSpec, TaskId};
+use wire::{BadInput, EventNumber, InstanceId, JobId, JobSpec, Stamp, TaskId, TaskLease};
 
 use crate::history::{Era, History, Unfinished};
 use crate::journal::{Journal, JournalError, Record};
+use crate::lease::{Leases, Terms};
 use crate::masters::Masters;
 use crate::node::{Node, Share};
 use crate::task::{Action, Change, Event, Now, Phase, Start, Task};
@@ -53,6 +54,8 @@ struct Living {
     share: Share,
     /// In which era its latest init was launched.
     era: usize,
+    /// What it runs under, if it does.
+    lease: Option<TaskLease>,
 }
 
 /// The table.
@@ -61,6 +64,7 @@ pub struct TaskTable {
     node: Node,
     grace: Duration,
     journal: Journal,
+    leases: Leases,
     eras: Vec<Era>,
     living: BTreeMap<TaskId, Living>,
     ended: BTreeMap<TaskId, TaskReport>,
@@ -85,11 +89,12 @@ pub struct TaskTable {
 
 impl TaskTable {
     /// A table that remembers what `history` tells. Its last era is ours.
-    pub fn new(node: Node, grace: Duration, journal: Journal, history: History, now: Now) -> TaskTable {
+    pub fn new(node: Node, grace: Duration, journal: Journal, history: History, leases: Leases, now: Now) -> TaskTable {
         let mut table = TaskTable {
             node,
             grace,
             journal,
+            leases,
             eras: history.eras,
             living: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -115,6 +120,7 @@ impl TaskTable {
             table.key_of(&report.key, report.task_id);
             table.keep_ended(report);
         }
+        table.leases.remove_others();
         table
     }
 
@@ -123,20 +129,24 @@ impl TaskTable {
     fn remember(&mut self, id: TaskId, unfinished: Unfinished, now: Now) {
         let (event, era) = (unfinished.event, unfinished.era);
         let origin = origin_of(&unfinished.request);
+        let lease = unfinished.request.lease.clone();
+        if let Some((_, master)) = lease.as_ref().zip(origin.master.as_ref()) {
+            self.leases.rejoin(master);
+        }
         let phase = phase_of(unfinished, now, self.grace);
         if matches!(phase, Phase::Stopping { .. }) {
             self.deeds.push_back((id, Deed::Terminate));
         }
-        self.insert(Task { id, origin, phase }, event, era);
+        self.insert(Task { id, origin, phase }, event, era, lease);
     }
 
-    fn insert(&mut self, task: Task, event: EventNumber, era: usize) {
+    fn insert(&mut self, task: Task, event: EventNumber, era: usize, lease: Option<TaskLease>) {
         let share = task.spec().map(Share::of).unwrap_or_default();
         self.used = self.used.plus(share);
         self.key_of(&task.origin, task.id);
         self.by_event.insert(event, task.id);
         self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, task.id)));
-        self.living.insert(task.id, Living { told: task.report(event), task, share, era });
+        self.living.insert(task.id, Living { told: task.report(event), task, share, era, lease });
     }
 
     fn key_of(&mut self, origin: &TaskOrigin, id: TaskId) {
@@ -203,7 +213,7 @@ impl TaskTable {
     }
 
     /// Takes a task on, or finds the one that an earlier asking for the same attempt started.
-    pub fn create(&mut self, request: TaskRequest) -> Result<TaskId, Refusal> {
+    pub fn create(&mut self, request: TaskRequest, now: Now) -> Result<TaskId, Refusal> {
         if let Some(known) = request.key().and_then(|key| self.keys.get(&key)) {
             return Ok(*known);
         }
@@ -214,16 +224,47 @@ impl TaskTable {
         self.check_journal()?;
         self.node.check_disk()?;
         self.check_room(&spec)?;
+        let lease = request.lease.clone();
+        self.begin_lease(lease.as_ref(), &origin, now)?;
         let (id, event) = (TaskId(self.last_task.0 + 1), EventNumber(self.last_event.0 + 1));
         self.write_accepted(&Record::Accepted { task: id, event, request: Box::new(request) })
-            .map_err(|cause| Refusal::new(RefusalCode::Busy, cause))?;
+            .map_err(|cause| Refusal::new(RefusalCode::Busy, cause))
+            .inspect_err(|_| self.end_lease(lease.as_ref(), &origin))?;
         (self.last_task, self.last_event) = (id, event);
         if let (Some(master), Some(job)) = (&origin.master, origin.job_id) {
             self.masters.heard_of(master, job);
         }
-        self.insert(Task::accept(id, origin, spec), event, self.eras.len().saturating_sub(1));
+        self.insert(Task::accept(id, origin, spec), event, self.eras.len().saturating_sub(1), lease);
         self.to_launch.push_back(id);
         Ok(id)
+    }
+
+    /// The stamp that came with the task is known to its init, whichever supervisor launches it.
+    fn begin_lease(&mut self, lease: Option<&TaskLease>, origin: &TaskOrigin, now: Now) -> Result<(), Refusal> {
+        let Some(lease) = lease else { return Ok(()) };
+        let heard = self.leases.check(lease, origin.master.as_ref(), now.since_boot)?;
+        let Some(master) = &origin.master else { return Ok(()) };
+        self.leases.join(master, heard).map_err(|error| {
+            log::error!("cannot write the leases of master {master}: {error}");
+            Refusal::new(RefusalCode::Busy, format!("the lease cannot be written: {error}"))
+        })
+    }
+
+    fn end_lease(&mut self, lease: Option<&TaskLease>, origin: &TaskOrigin) {
+        if let Some((_, master)) = lease.zip(origin.master.as_ref()) {
+            self.leases.leave(master);
+        }
+    }
+
+    /// A master has given back a stamp of ours.
+    pub fn renew(&mut self, master: &InstanceId, stamp: &Stamp, now: Now) -> Result<(), BadInput> {
+        self.leases.hear(master, stamp, now.since_boot)
+    }
+
+    /// What a task's init is to be told of its lease, if it has one.
+    pub fn terms(&self, id: TaskId) -> Option<Terms> {
+        let living = self.living.get(&id)?;
+        self.leases.terms(living.lease.as_ref()?, living.task.origin.master.as_ref())
     }
 
     /// A master sends an attempt again only while it does not know its end; this one told us that it did.
@@ -292,14 +333,14 @@ impl TaskTable {
     /// Something has happened to a task.
     pub fn apply(&mut self, id: TaskId, event: Event, now: Now) {
         let Some(living) = self.living.remove(&id) else { return };
-        let Living { task, told, share, era } = living;
+        let Living { task, told, share, era, lease } = living;
         if let Some(deadline) = task.next_deadline() {
             self.deadlines.remove(&(deadline, id));
         }
         let era = if matches!(event, Event::Launched(_)) { self.eras.len().saturating_sub(1) } else { era };
         let (task, actions) = task.step(event, now);
         self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, id)));
-        self.living.insert(id, Living { task, told, share, era });
+        self.living.insert(id, Living { task, told, share, era, lease });
         self.perform(id, actions, now);
     }
 
@@ -364,6 +405,7 @@ impl TaskTable {
             && let Some(living) = self.living.remove(&id)
         {
             self.used = self.used.minus(living.share);
+            self.end_lease(living.lease.as_ref(), &living.task.origin);
             self.keep_ended(living.told);
             self.forget_beyond_the_cap();
         }
@@ -586,7 +628,8 @@ fn phase_of(unfinished: Unfinished, now: Now, grace: Duration) -> Phase {
 fn records_of(living: &Living) -> Vec<Record> {
     let (id, event) = (living.task.id, living.told.event);
     let Some(spec) = living.task.spec() else { return Vec::new() };
-    let request = Box::new(TaskRequest::from_origin(spec.clone(), living.task.origin.clone()));
+    let request = TaskRequest::from_origin(spec.clone(), living.task.origin.clone()).under(living.lease.clone());
+    let request = Box::new(request);
     let mut records = vec![Record::Accepted { task: id, event, request }];
     if let Some(init) = living.task.init() {
         records.push(Record::Launched { task: id, pid: init.pid, start_time: init.start_time });
@@ -607,6 +650,7 @@ fn records_of(living: &Living) -> Vec<Record> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::lease;
     use crate::node::tests::{node, spec};
     use crate::scratch::Scratch;
     use crate::task::{Init, Outcome};
@@ -634,7 +678,7 @@ pub mod tests {
         }
 
         fn create(&mut self) -> TaskId {
-            self.table.create(request(None)).unwrap()
+            self.table.create(request(None), Now::read()).unwrap()
         }
 
         fn launch(&mut self, id: TaskId) {
@@ -678,7 +722,8 @@ pub mod tests {
         let (journal, records) = Journal::open(&folder.join("journal")).unwrap();
         let mut history = History::replay(records);
         history.begin_era(Era { boot: node.boot.clone(), bases: crate::cgroup::Bases::default() });
-        let mut table = TaskTable::new(node, GRACE, journal, history, Now::read());
+        let leases = Leases::open(&folder.join("leases"), &node.boot).unwrap();
+        let mut table = TaskTable::new(node, GRACE, journal, history, leases, Now::read());
         table.compact().unwrap();
         table
     }
@@ -710,7 +755,7 @@ pub mod tests {
         let mut it = Fixture::new("room");
         let first = it.create();
         it.create();
-        let refusal = it.table.create(request(None)).unwrap_err();
+        let refusal = it.table.create(request(None), Now::read()).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::NoRoom);
         assert_eq!(refusal.message, "1 CPUs and 400 MiB are asked, 0 CPUs and 200 MiB are free");
         it.launch(first);
@@ -721,14 +766,37 @@ pub mod tests {
     #[test]
     fn the_same_attempt_is_the_same_task_even_when_the_node_is_full_and_after_a_restart() {
         let mut it = Fixture::new("same");
-        let first = it.table.create(request(Some(1))).unwrap();
-        let second = it.table.create(request(Some(2))).unwrap();
+        let first = it.table.create(request(Some(1)), Now::read()).unwrap();
+        let second = it.table.create(request(Some(2)), Now::read()).unwrap();
         assert_ne!(first, second);
-        assert_eq!(it.table.create(request(Some(1))), Ok(first));
+        assert_eq!(it.table.create(request(Some(1)), Now::read()), Ok(first));
         it.restart();
-        assert_eq!(it.table.create(request(Some(2))), Ok(second));
+        assert_eq!(it.table.create(request(Some(2)), Now::read()), Ok(second));
         it.table.kill(second, Now::read()).unwrap();
-        assert_eq!(it.table.create(request(Some(2))), Ok(second));
+        assert_eq!(it.table.create(request(Some(2)), Now::read()), Ok(second));
+    }
+
+    #[test]
+    fn a_lease_is_known_to_the_next_supervisor_and_ends_with_its_task() {
+        let mut it = Fixture::new("lease");
+        let boot = it.table.node().boot.clone();
+        let now = Now { since_boot: Duration::from_secs(100), ..Now::read() };
+        let lease = TaskLease { ms: 60_000, heard: lease::stamp(&boot, now.since_boot) };
+        let id = it.table.create(request(Some(1)).under(Some(lease.clone())), now).unwrap();
+        let unleased = it.table.create(request(Some(2)), now).unwrap();
+        let later = Now { since_boot: Duration::from_secs(150), ..now };
+        it.table.renew(&master(), &lease::stamp(&boot, later.since_boot), later).unwrap();
+        for _ in 0..2 {
+            let terms = it.table.terms(id).unwrap();
+            assert_eq!((terms.newest, terms.length), (later.since_boot, Duration::from_secs(60)));
+            assert_eq!(it.table.terms(unleased), None);
+            it.restart();
+        }
+        it.table.kill(id, now).unwrap();
+        assert_eq!(it.table.create(request(Some(1)).under(Some(lease.clone())), later), Ok(id), "the same attempt");
+        let stale = it.table.create(request(Some(3)).under(Some(lease)), later).unwrap_err();
+        assert_eq!(stale.code, RefusalCode::Stale);
+        assert!(!it.scratch.join("leases/m").exists());
     }
 
     #[test]
@@ -830,25 +898,25 @@ pub mod tests {
     #[test]
     fn an_attempt_whose_end_was_acknowledged_is_not_run_again_not_even_after_restarts() {
         let mut it = Fixture::new("again");
-        let id = it.table.create(request(Some(1))).unwrap();
+        let id = it.table.create(request(Some(1)), Now::read()).unwrap();
         it.launch(id);
         it.end(id);
-        assert_eq!(it.table.create(request(Some(1))), Ok(id), "nobody has heard of its end");
+        assert_eq!(it.table.create(request(Some(1)), Now::read()), Ok(id), "nobody has heard of its end");
         it.table.acknowledge(it.table.last_event(), Some(&master()));
         for _ in 0..3 {
-            let refusal = it.table.create(request(Some(1))).unwrap_err();
+            let refusal = it.table.create(request(Some(1)), Now::read()).unwrap_err();
             assert_eq!(refusal.code, RefusalCode::AlreadyRun);
             assert!(refusal.message.contains("attempt 1 of job 1"), "{}", refusal.message);
             // The first replays what was written, the next what was compacted.
             it.restart();
         }
-        it.table.create(request(Some(2))).unwrap();
+        it.table.create(request(Some(2)), Now::read()).unwrap();
     }
 
     #[test]
     fn the_highest_job_of_a_master_is_remembered_across_restarts_and_written_once() {
         let mut it = Fixture::new("highest");
-        it.table.create(request(Some(1))).unwrap();
+        it.table.create(request(Some(1)), Now::read()).unwrap();
         it.table.hear_of(&master(), JobId(57));
         let lines = || std::fs::read_to_string(it.scratch.join("journal")).unwrap().lines().count();
         let before = lines();
@@ -910,7 +978,7 @@ pub mod tests {
         assert_eq!((it.status(id), it.table.last_event()), (State::Assigned, last));
         assert_eq!(it.table.next_launch(), None);
         it.table.kill(waiting, Now::read()).unwrap();
-        assert_eq!(it.table.create(request(None)).unwrap_err().code, RefusalCode::Busy);
+        assert_eq!(it.table.create(request(None), Now::read()).unwrap_err().code, RefusalCode::Busy);
         it.table.journal.fail_writes(false);
         let later = Now { instant: Instant::now() + WRITE_AGAIN, ..Now::read() };
         it.table.expire(later);

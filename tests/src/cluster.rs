@@ -2,10 +2,12 @@
 
 use serde_json::Value;
 
+use crate::image;
 use crate::job::Job;
 use crate::leaks::Footprint;
 use crate::master::{Master, MasterPlan};
-use crate::node::{Node, NodePlan};
+use crate::netns::{Host, Lan};
+use crate::node::{self, Node, NodePlan};
 use crate::sandbox::{Sandbox, is_root};
 
 /// What a cluster is made of.
@@ -15,12 +17,14 @@ pub struct Plan {
     pub master: MasterPlan,
     /// The nodes, numbered from 0.
     pub nodes: Vec<NodePlan>,
+    /// Whether each daemon has a host of its own, on one network.
+    pub apart: bool,
 }
 
 impl Default for Plan {
     /// One master and one ordinary node.
     fn default() -> Plan {
-        Plan { master: MasterPlan::default(), nodes: vec![NodePlan::default()] }
+        Plan { master: MasterPlan::default(), nodes: vec![NodePlan::default()], apart: false }
     }
 }
 
@@ -33,6 +37,11 @@ impl Plan {
     /// A master and these nodes.
     pub fn of_nodes(nodes: impl Into<Vec<NodePlan>>) -> Plan {
         Plan { nodes: nodes.into(), ..Plan::default() }
+    }
+
+    /// With a host for each daemon, on one network. They listen there, so they want a token.
+    pub fn apart(self) -> Plan {
+        Plan { apart: true, ..self }.token("of-hosts-apart-0123456789")
     }
 
     /// With this token on every daemon.
@@ -62,6 +71,8 @@ pub struct Cluster {
     pub master: Master,
     /// The nodes, by number.
     pub nodes: Vec<Node>,
+    lan: Option<Lan>,
+    hosts: Vec<Host>,
     sandbox: Sandbox,
 }
 
@@ -78,10 +89,22 @@ impl Cluster {
 
     /// [`Cluster::start`] in this sandbox.
     pub fn start_in(sandbox: Sandbox, plan: &Plan) -> Cluster {
+        let mut plan = plan.clone();
+        let mut lan = plan.apart.then(|| Lan::new(&sandbox));
+        if let Some(lan) = &mut lan {
+            plan.master.host = Some(lan.add_host());
+            for node in &mut plan.nodes {
+                node.host = Some(lan.add_host());
+            }
+        }
+        let hosts = plan.nodes.iter().filter_map(|node| node.host.clone()).collect();
+        if plan.apart {
+            image::make_busybox_with_flock(&sandbox.dir().join(node::BUSYBOX_ROOTFS));
+        }
         let start = |(id, plan): (usize, &NodePlan)| Node::start(&sandbox, u32::try_from(id).unwrap_or(u32::MAX), plan);
         let nodes: Vec<Node> = plan.nodes.iter().enumerate().map(start).collect();
         let master = Master::start(&sandbox, &nodes, &plan.master);
-        let cluster = Cluster { master, nodes, sandbox };
+        let cluster = Cluster { master, nodes, lan, hosts, sandbox };
         cluster.master.wait_nodes_ready(cluster.nodes.len());
         cluster
     }
@@ -89,6 +112,20 @@ impl Cluster {
     /// The only node, or the first.
     pub fn node(&mut self) -> &mut Node {
         &mut self.nodes[0]
+    }
+
+    /// Pulls the cable of that node's host out, in a cluster whose hosts are apart.
+    pub fn cut(&self, node: usize) {
+        self.lan().cut(&self.hosts[node]);
+    }
+
+    /// Plugs it in again.
+    pub fn heal(&self, node: usize) {
+        self.lan().heal(&self.hosts[node]);
+    }
+
+    fn lan(&self) -> &Lan {
+        self.lan.as_ref().unwrap_or_else(|| panic!("all daemons of this cluster are on one host"))
     }
 
     /// Its sandbox.

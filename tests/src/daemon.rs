@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use wire::fault::VARIABLE;
 
 use crate::http::Request;
+use crate::netns::Host;
 use crate::wait::until;
 
 /// How often another port is tried when somebody took ours between the look and the bind.
@@ -34,6 +35,8 @@ pub struct Daemon {
     args: Vec<String>,
     /// What a shell does before it becomes the daemon: `ulimit -n 128`.
     before_exec: Option<String>,
+    /// The host it runs on, if that is not this one.
+    host: Option<Host>,
     addr: SocketAddr,
     log: PathBuf,
     child: Option<Child>,
@@ -45,14 +48,20 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts `name` with `--listen` and these arguments, and waits until it answers HTTP.
-    pub fn start(name: &str, args: Vec<String>, log: PathBuf, before_exec: Option<String>) -> Daemon {
-        let (binary, addr) = (binary(name), free_addr());
+    pub fn start(
+        name: &str,
+        args: Vec<String>,
+        log: PathBuf,
+        before_exec: Option<String>,
+        host: Option<Host>,
+    ) -> Daemon {
+        let (binary, addr) = (binary(name), host.as_ref().map_or_else(free_addr, Host::addr));
         let environment = Vec::new();
-        let mut daemon = Daemon { binary, args, before_exec, addr, log, child: None, fault: None, environment };
+        let mut daemon = Daemon { binary, args, before_exec, host, addr, log, child: None, fault: None, environment };
         for _ in 1..PORTS_TO_TRY {
             match daemon.launch() {
                 Ok(()) => return daemon,
-                Err(_) if daemon.log().contains("in use") => daemon.addr = free_addr(),
+                Err(_) if daemon.host.is_none() && daemon.log().contains("in use") => daemon.addr = free_addr(),
                 Err(status) => panic!("{name} ended at once with {status}:\n{}", daemon.log()),
             }
         }
@@ -112,9 +121,11 @@ impl Daemon {
 
     fn command(&self) -> Command {
         let listen = ["--listen".to_owned(), self.addr.to_string()];
-        let mut command = match &self.before_exec {
-            None => Command::new(&self.binary),
-            Some(before) => {
+        let mut command = match (&self.before_exec, &self.host) {
+            (None, None) => Command::new(&self.binary),
+            (None, Some(host)) => host.command(&self.binary),
+            (Some(before), host) => {
+                assert!(host.is_none(), "a shell on another host is not to be had");
                 let mut shell = Command::new("/bin/sh");
                 shell.arg("-c").arg(format!("{before}; exec \"$0\" \"$@\"")).arg(&self.binary);
                 shell

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
 
+use crate::netns;
 use crate::wait::PATIENCE;
 
 /// A request in the making.
@@ -173,7 +174,7 @@ pub struct Connection {
 impl Connection {
     /// Connects. Every read and write gives up after [`PATIENCE`].
     pub fn open(addr: SocketAddr) -> io::Result<Connection> {
-        let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+        let stream = netns::connect(addr)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;

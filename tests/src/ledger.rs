@@ -17,6 +17,10 @@ use crate::job::{Job, job_with};
 pub enum Kind {
     /// Exits with 0 after so many milliseconds.
     Finishes(u32),
+    /// The same under a lease.
+    Leased(u32),
+    /// Stays when it is tried for the first time, until its lease has run out, and exits with 0 when it is tried again.
+    LostOnce,
     /// Exits with 0 and leaves a process behind that has left its session.
     LeavesAnOrphan,
     /// Exits with 3.
@@ -32,21 +36,27 @@ impl Kind {
     pub fn job(self, name: &str) -> Value {
         let (command, timeout) = match self {
             Kind::Finishes(0) => (String::new(), 0),
-            Kind::Finishes(ms) => (format!("sleep {}.{:03}", ms / 1000, ms % 1000), 0),
+            Kind::LostOnce => (String::new(), 0),
+            Kind::Finishes(ms) | Kind::Leased(ms) => (format!("sleep {}.{:03}", ms / 1000, ms % 1000), 0),
             Kind::LeavesAnOrphan => ("setsid sleep 1000 & exit 0".to_owned(), 0),
             Kind::Fails => ("exit 3".to_owned(), 0),
             Kind::TimesOut => ("sleep 1000".to_owned(), 150),
             Kind::Stays => ("sleep 1000".to_owned(), 0),
         };
-        let command = format!("echo ran $BERTH_JOB_ID\n{command}");
+        let first = if self == Kind::LostOnce { "[ $BERTH_ATTEMPT != 1 ] || exec sleep 1000\n" } else { "" };
+        let command = format!("{first}echo ran $BERTH_JOB_ID\n{command}");
+        let choice = if matches!(self, Kind::Leased(_) | Kind::LostOnce) { "retry" } else { "wait" };
         let resource = json!({"cpu": 0.5, "mem": 16});
-        job_with(&command, &[("name", json!(name)), ("timeout", json!(timeout)), ("resource", resource)])
+        let fields = [("name", json!(name)), ("timeout", json!(timeout)), ("onNodeLoss", json!(choice))];
+        let mut job = job_with(&command, &fields);
+        job["resource"] = resource;
+        job
     }
 
     /// How it ends if nobody kills it.
     pub fn outcome(self) -> &'static str {
         match self {
-            Kind::Finishes(_) | Kind::LeavesAnOrphan => "Finished",
+            Kind::Finishes(_) | Kind::Leased(_) | Kind::LostOnce | Kind::LeavesAnOrphan => "Finished",
             Kind::Fails => "Failed: exit code 3",
             Kind::TimesOut => "Timeout",
             Kind::Stays => "never",

@@ -19,6 +19,7 @@ pub mod job;
 pub mod leaks;
 pub mod ledger;
 pub mod master;
+pub mod netns;
 pub mod node;
 pub mod power;
 pub mod sandbox;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::daemon::Daemon;
 use crate::http::{Request, Response};
 use crate::job::{Details, Job};
+use crate::netns::Host;
 use crate::node::{Node, path, token_flag, words};
 use crate::sandbox::Sandbox;
 use crate::wait::until;
@@ -23,6 +24,8 @@ pub struct MasterPlan {
     pub token: Option<String>,
     /// What a shell does before it becomes the daemon: `ulimit -n 128`.
     pub before_exec: Option<String>,
+    /// The host it runs on, if that is not this one.
+    pub host: Option<Host>,
 }
 
 /// A running master.
@@ -42,7 +45,8 @@ impl Master {
         }
         args.extend(token_flag(sandbox, plan.token.as_deref()));
         args.extend(plan.flags.iter().cloned());
-        let daemon = Daemon::start(MASTER, args, sandbox.dir().join("master.log"), plan.before_exec.clone());
+        let log = sandbox.dir().join("master.log");
+        let daemon = Daemon::start(MASTER, args, log, plan.before_exec.clone(), plan.host.clone());
         Master { token: plan.token.clone(), daemon }
     }
 

@@ -12,11 +12,15 @@ use crate::http::{Request, Response};
 use crate::image;
 use crate::job::is_final;
 use crate::leaks::{Footprint, Process};
+use crate::netns::Host;
 use crate::sandbox::{Sandbox, is_root};
 use crate::wait::{until, until_none};
 
 /// The daemon's binary.
 pub const SUPERVISOR: &str = "berth-supervisor";
+
+/// The image's folder in the sandbox: whoever makes it first decides what is in it.
+pub const BUSYBOX_ROOTFS: &str = "busybox-rootfs";
 
 /// How a node is started.
 #[derive(Debug, Clone)]
@@ -31,11 +35,13 @@ pub struct NodePlan {
     pub token: Option<String>,
     /// What a shell does before it becomes the daemon: `ulimit -n 128`.
     pub before_exec: Option<String>,
+    /// The host it runs on, if that is not this one.
+    pub host: Option<Host>,
 }
 
 impl Default for NodePlan {
     fn default() -> NodePlan {
-        NodePlan { cpu: 4, mem: 4096, flags: Vec::new(), token: None, before_exec: None }
+        NodePlan { cpu: 4, mem: 4096, flags: Vec::new(), token: None, before_exec: None, host: None }
     }
 }
 
@@ -79,7 +85,7 @@ impl Node {
         args.extend(plan.flags.iter().cloned());
         add_busybox(sandbox, &state_dir);
         let log = sandbox.dir().join(format!("node{id}.log"));
-        let daemon = Daemon::start(SUPERVISOR, args, log, plan.before_exec.clone());
+        let daemon = Daemon::start(SUPERVISOR, args, log, plan.before_exec.clone(), plan.host.clone());
         let fds_at_start = daemon.open_fds();
         let (token, footprint) = (plan.token.clone(), Footprint::of(sandbox));
         let cgroup_root = cgroup_root(sandbox, id);
@@ -295,7 +301,7 @@ pub fn cgroup_root(sandbox: &Sandbox, id: u32) -> String {
 
 /// Adds the busybox image to the node with that state dir, as an operator would.
 pub fn add_busybox(sandbox: &Sandbox, state_dir: &Path) {
-    let rootfs = sandbox.dir().join("busybox-rootfs");
+    let rootfs = sandbox.dir().join(BUSYBOX_ROOTFS);
     if !rootfs.exists() {
         image::make_busybox(&rootfs);
     }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use wire::fault::{Kind as PointKind, Point, Process};
 
@@ -87,8 +88,19 @@ pub struct Storm {
 impl Storm {
     /// One master and so many nodes, with a short grace period.
     pub fn start(nodes: usize) -> Storm {
+        Storm::start_with(nodes, &[])
+    }
+
+    /// One master and one node, with leases that can be waited for.
+    pub fn for_a_walk() -> Storm {
+        Storm::start_with(1, &["--node-timeout", "1s", "--lease", "5s"])
+    }
+
+    fn start_with(nodes: usize, flags: &[&str]) -> Storm {
         let node = NodePlan { flags: vec!["--grace".into(), "300ms".into()], ..NodePlan::default() };
-        let cluster = Cluster::start(&Plan::of_nodes(vec![node; nodes]));
+        let mut plan = Plan::of_nodes(vec![node; nodes]);
+        plan.master.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let cluster = Cluster::start(&plan);
         let share = cluster.sandbox().folder("share");
         Storm { cluster, ledger: Ledger::default(), share, faults: 0, orphaned: BTreeSet::new() }
     }
@@ -207,6 +219,15 @@ impl Storm {
         match who {
             Who::Master => self.cluster.master.daemon().is_up(),
             Who::Node(index) => self.cluster.nodes[index].daemon().is_up(),
+        }
+    }
+
+    /// Stops a node's supervisor as SIGSTOP does, or lets it go on.
+    pub fn freeze(&mut self, node: usize, frozen: bool) {
+        let pid = i32::try_from(self.cluster.nodes[node].daemon().pid()).ok().and_then(Pid::from_raw);
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        if let Some(Err(error)) = pid.map(|pid| kill_process(pid, signal)) {
+            panic!("cannot send {signal:?} to the supervisor of node {node}: {error}");
         }
     }
 
@@ -394,6 +415,7 @@ fn any_kind(dice: &mut Dice) -> Kind {
         Kind::Finishes(0),
         Kind::Finishes(0),
         Kind::Finishes(ms),
+        Kind::Leased(ms),
         Kind::LeavesAnOrphan,
         Kind::Fails,
         Kind::TimesOut,

@@ -59,7 +59,10 @@ fn steps_at(point: Point) -> Vec<Step> {
 
 /// Takes a step: a job runs on, a daemon is started again with the fault ordered, and jobs of every kind are given to it.
 pub fn take(storm: &mut Storm, step: Step) -> Taken {
-    let who = if step.point.process() == Process::Master { Who::Master } else { Who::Node(0) };
+    if is_of_a_lost_node(step.point) {
+        return take_with_a_lost_node(storm, step);
+    }
+    let who = who(step);
     let before = storm.log(who).len();
     let runs_on = storm.submit(Kind::Finishes(400));
     let stays = storm.submit(Kind::Stays);
@@ -71,7 +74,7 @@ pub fn take(storm: &mut Storm, step: Step) -> Taken {
     storm.ledger().entry(&victim).or = end_by(step);
     wait_until_it_ends(storm, &victim);
     let outcome = storm.job(&victim).map(|job| job.outcome()).unwrap_or_default();
-    for kind in [Kind::Fails, Kind::TimesOut, Kind::LeavesAnOrphan, Kind::Finishes(100)] {
+    for kind in [Kind::Fails, Kind::TimesOut, Kind::LeavesAnOrphan, Kind::Leased(100)] {
         storm.submit(kind);
     }
     storm.kill_job(&stays);
@@ -79,6 +82,31 @@ pub fn take(storm: &mut Storm, step: Step) -> Taken {
     let tally = storm.settle();
     let log = storm.log(who);
     Taken { reached: has_happened(step, log.get(before..).unwrap_or_default(), &outcome), tally }
+}
+
+fn who(step: Step) -> Who {
+    if step.point.process() == Process::Master { Who::Master } else { Who::Node(0) }
+}
+
+/// Nobody comes there as long as nodes and master hear of each other.
+fn is_of_a_lost_node(point: Point) -> bool {
+    matches!(point, Point::InitLeaseOver | Point::InitLeaseKilled | Point::LostUncommitted | Point::LostCommitted)
+}
+
+/// The supervisor is stopped until the lease of a job has run out and the master has given that attempt up, or died of it.
+fn take_with_a_lost_node(storm: &mut Storm, step: Step) -> Taken {
+    let who = who(step);
+    let before = storm.log(who).len();
+    storm.strike(who);
+    storm.start_again(who, Some(&step.to_string()));
+    let lost = storm.submit(Kind::LostOnce);
+    wait_until_it_runs(storm, &lost);
+    storm.freeze(0, true);
+    wait_for(storm, &lost, |status| status == "Pending[ ]");
+    storm.freeze(0, false);
+    let tally = storm.settle();
+    let log = storm.log(who);
+    Taken { reached: has_happened(step, log.get(before..).unwrap_or_default(), ""), tally }
 }
 
 fn wait_until_it_runs(storm: &mut Storm, name: &str) {

@@ -10,7 +10,7 @@ fn walk(processes: &[Process]) {
     if !is_root() {
         return;
     }
-    let mut storm = Storm::start(1);
+    let mut storm = Storm::for_a_walk();
     for step in steps(processes) {
         let taken = take(&mut storm, step);
         assert!(taken.tally.is_clean(), "after {step}: {:#?}", taken.tally);

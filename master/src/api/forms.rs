@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use wire::{BadInput, JobId, JobSpec, Resource, json};
+use wire::{BadInput, JobId, JobSpec, OnNodeLoss, Resource, json};
 
 use crate::pages::view::CreateFields;
 
@@ -11,7 +11,7 @@ use crate::pages::view::CreateFields;
 pub(super) const MAX_BATCH: usize = 10_000;
 
 /// The fields of the original's form, and what a job's JSON calls them.
-const FIELDS: [(&str, &str); 7] = [
+const FIELDS: [(&str, &str); 8] = [
     ("name", "name"),
     ("cpu", "resource.cpu"),
     ("mem", "resource.mem"),
@@ -19,6 +19,7 @@ const FIELDS: [(&str, &str); 7] = [
     ("pkgpath", "packagePath"),
     ("imgid", "imageId"),
     ("timeout", "timeout"),
+    ("onnodeloss", "onNodeLoss"),
 ];
 
 /// A form's pairs; of a name that comes twice the first counts.
@@ -42,6 +43,7 @@ pub(super) fn typed(pairs: &BTreeMap<String, String>) -> CreateFields {
         pkgpath: field("pkgpath"),
         imgid: field("imgid"),
         timeout: field("timeout"),
+        onnodeloss: field("onnodeloss"),
     }
 }
 
@@ -59,6 +61,10 @@ pub(super) fn job_of_form(pairs: &BTreeMap<String, String>) -> Result<JobSpec, B
             package_path: typed.pkgpath,
             image_id: typed.imgid.trim().parse()?,
             timeout: if typed.timeout.trim().is_empty() { 0 } else { number("timeout", &typed.timeout)? },
+            on_node_loss: match typed.onnodeloss.trim() {
+                "" => OnNodeLoss::default(),
+                choice => choice.parse()?,
+            },
         })
     })();
     spec.and_then(|spec| spec.check().map(|()| spec)).map_err(as_the_form_calls_it)
@@ -142,6 +148,8 @@ mod tests {
         assert_eq!((spec.name.as_str(), spec.resource.mem, spec.timeout), ("a", 64, 0));
         assert_eq!(spec.command_line, "echo 1\necho 2");
         assert_eq!(spec.resource.cpu.to_string(), "x0.5");
+        assert_eq!(spec.on_node_loss, OnNodeLoss::Wait);
+        assert_eq!(of_form(&format!("{GOOD}&onnodeloss=retry")).unwrap().on_node_loss, OnNodeLoss::Retry);
     }
 
     #[test]
@@ -162,6 +170,7 @@ mod tests {
             ("imgid", ""),
             ("timeout", "soon"),
             ("timeout", "-5"),
+            ("onnodeloss", "panic"),
             ("nice", "10"),
         ] {
             let mut fields = pairs(GOOD.as_bytes());

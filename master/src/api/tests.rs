@@ -60,7 +60,12 @@ impl Desk {
     fn over(dir: Scratch, token: Option<Token>) -> Desk {
         let store = Store::open(dir.path()).unwrap();
         let reader = Reader::open(dir.path()).unwrap();
-        let nodes = Nodes { addrs: vec![(NodeId(0), "127.0.0.1:5000".into())], time_out: Duration::from_secs(10) };
+        let nodes = Nodes {
+            addrs: vec![(NodeId(0), "127.0.0.1:5000".into())],
+            time_out: Duration::from_secs(10),
+            lease: Duration::from_secs(60),
+            most_lost: 3,
+        };
         let owner = Owner::new(store, nodes, Now::read()).unwrap();
         let (to_owner, messages) = channel();
         std::thread::spawn(move || jobs::run(owner, &messages, drop));

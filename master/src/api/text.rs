@@ -24,7 +24,7 @@ pub(super) fn refusal(refusal: &Refusal) -> String {
 
 /// The job table.
 pub(super) fn job_table(jobs: &[Job]) -> String {
-    let head = ["JOB", "STATUS", "NODE", "TASK", "CPU", "MEM", "IMAGE", "NAME", "REASON", "COMMAND"];
+    let head = ["JOB", "STATUS", "NODE", "TASK", "TRY", "CPU", "MEM", "IMAGE", "NAME", "REASON", "COMMAND"];
     let rows = jobs.iter().map(|job| {
         let node = job.placed.map(|placed| placed.node.to_string());
         let task = job.placed.and_then(|placed| placed.task).map(|task| task.to_string());
@@ -33,6 +33,7 @@ pub(super) fn job_table(jobs: &[Job]) -> String {
             job.status.to_string(),
             node.unwrap_or_else(dash),
             task.unwrap_or_else(dash),
+            if job.attempt.0 > 0 { job.attempt.to_string() } else { dash() },
             job.spec.resource.cpu.to_string(),
             job.spec.resource.mem.to_string(),
             job.spec.image_id.to_string(),
@@ -103,6 +104,10 @@ pub(super) fn job(job: &Job, kill_asked: bool, waits: Option<&str>) -> String {
     line("nodeId", &job.placed.map_or_else(dash, |placed| placed.node.to_string()));
     line("taskId", &job.placed.and_then(|placed| placed.task).map_or_else(dash, |task| task.to_string()));
     line("attempt", &job.attempt.to_string());
+    line("onNodeLoss", job.spec.on_node_loss.as_str());
+    if job.lost_attempts > 0 {
+        line("lostAttempts", &job.lost_attempts.to_string());
+    }
     line("cpu", &job.spec.resource.cpu.to_string());
     line("mem", &format!("{} MiB", job.spec.resource.mem));
     line("imageId", job.spec.image_id.as_str());
@@ -218,9 +223,9 @@ mod tests {
     fn columns_are_aligned_and_a_jobs_number_comes_first() {
         let table = job_table(&[named(1000, "long name"), named(7, "a")]);
         expect_test::expect![[r#"
-            JOB   STATUS      NODE  TASK  CPU  MEM  IMAGE    NAME       REASON  COMMAND
-            1000  Pending[ ]  -     -     x1   64   busybox  long name  -       sleep 5
-            7     Pending[ ]  -     -     x1   64   busybox  a          -       sleep 5
+            JOB   STATUS      NODE  TASK  TRY  CPU  MEM  IMAGE    NAME       REASON  COMMAND
+            1000  Pending[ ]  -     -     -    x1   64   busybox  long name  -       sleep 5
+            7     Pending[ ]  -     -     -    x1   64   busybox  a          -       sleep 5
         "#]]
         .assert_eq(&table);
     }

@@ -100,20 +100,21 @@ impl Owner {
         self.members.values().map(Member::shown).collect()
     }
 
-    pub(super) fn why(&self, id: JobId) -> Option<String> {
+    pub(super) fn why(&self, id: JobId, now: Now) -> Option<String> {
         let job = &self.active.get(&id)?.job;
         match job.status {
             State::Pending if self.holds_placements() => self.why_held(),
             State::Pending => Some(self.scheduler.why_waiting(id, &job.spec, &self.shown())),
-            State::Assigned => {
+            State::Assigned => self.why_unheard(job, now).or_else(|| {
                 let member = self.members.get(&job.placed?.node)?;
                 let (node, addr) = (job.placed?.node, member.shown().addr);
                 Some(match member.trouble() {
                     Some(trouble) => format!("given to node {node} at {addr}, which does not answer: {trouble}"),
                     None => format!("given to node {node} at {addr}, which has not started it yet"),
                 })
-            }
-            State::Running | State::Finished | State::Timeout | State::Failed | State::Killed => None,
+            }),
+            State::Running => self.why_unheard(job, now),
+            State::Finished | State::Timeout | State::Failed | State::Killed => None,
         }
     }
 }

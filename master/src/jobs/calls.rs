@@ -5,6 +5,7 @@ use std::time::Duration;
 use wire::{Attempt, EventNumber, JobId, NodeId};
 
 use super::{Call, Owner};
+use crate::job::Job;
 use crate::poller::Order;
 
 impl Owner {
@@ -15,13 +16,16 @@ impl Owner {
             self.call_create(job);
             self.call_kill(job);
         }
+        self.kill_strays(node);
     }
 
     /// Sends a create whose answer we do not have. The same key is answered with the same task.
     pub(super) fn call_create(&mut self, id: JobId) {
         let Some(active) = self.active.get_mut(&id).filter(|active| active.call == Call::Idle) else { return };
-        let unanswered = active.job.placed.filter(|placed| placed.task.is_none());
-        if let Some(placed) = unanswered {
+        let unanswered = active.job.placed.filter(|placed| placed.task.is_none() && !active.job.is_abandoned());
+        // A node that stamped what it said and does so no more is of an older version now, and would keep to no lease.
+        let stamps = |node: &NodeId| self.members.get(node).is_some_and(|member| member.stamp().is_some());
+        if let Some(placed) = unanswered.filter(|placed| active.job.lease.is_none() || stamps(&placed.node)) {
             active.call = Call::Creating;
             self.turn.to_create.entry(placed.node).or_default().push(id);
         }
@@ -29,7 +33,7 @@ impl Owner {
 
     pub(super) fn call_kill(&mut self, id: JobId) {
         let Some(active) = self.active.get_mut(&id) else { return };
-        let due = active.kill_asked && active.call == Call::Idle;
+        let due = active.kill_asked && active.call == Call::Idle && !active.job.is_abandoned();
         if let Some((node, task)) =
             active.job.placed.and_then(|placed| Some((placed.node, placed.task.filter(|_| due)?)))
         {
@@ -48,7 +52,7 @@ impl Owner {
     }
 
     pub(super) fn order_poll(&mut self, node: NodeId, delay: Duration) {
-        let Some(member) = self.members.get(&node) else { return };
+        let Some(member) = self.members.get_mut(&node) else { return };
         // A roll call that was not answered is called again.
         if member.is_rolling() {
             return self.order_roll_call(node, delay);
@@ -56,23 +60,27 @@ impl Owner {
         let after = member.followed().map_or(EventNumber(0), |(_, after)| after);
         // From a node in trouble a sign of life is wanted at once, whether or not anything happened there.
         let wait = if member.trouble().is_none() {
-            self.nodes.long_poll(member.jobs().next().is_some())
+            let leases = member.jobs().filter_map(|job| Some(self.active.get(&job)?.job.lease?.length));
+            self.nodes.long_poll(member.jobs().next().is_some(), leases.min())
         } else {
             Duration::ZERO
         };
-        self.turn.orders.push(Order::Poll { node, after, wait, delay, jobs: self.last_id() });
+        let heard = member.stamp().cloned();
+        member.polled(wait > Duration::ZERO);
+        self.turn.orders.push(Order::Poll { node, after, heard, wait, delay, jobs: self.last_id() });
     }
 
     pub(super) fn order_roll_call(&mut self, node: NodeId, delay: Duration) {
         let Some(member) = self.members.get_mut(&node) else { return };
-        let numbered = |id: &JobId| {
-            self.active.get(id).and_then(|active| active.job.placed).is_some_and(|placed| placed.task.is_some())
-        };
+        let known = |job: &Job| job.placed.is_some_and(|placed| placed.task.is_some()) && !job.is_abandoned();
+        let numbered = |id: &JobId| self.active.get(id).is_some_and(|active| known(&active.job));
         let numbered = member.jobs().filter(numbered).collect();
         member.call_the_roll(numbered);
+        member.polled(false);
         self.turn.orders.push(Order::Poll {
             node,
             after: EventNumber(0),
+            heard: member.stamp().cloned(),
             wait: Duration::ZERO,
             delay,
             jobs: self.last_id(),

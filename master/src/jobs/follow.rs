@@ -1,9 +1,11 @@
 //! What follows from a change of a job: where it is held, who is asked to start or end it, that it is written.
 
-use wire::{JobId, NodeId};
+use std::time::Duration;
+
+use wire::{JobId, NodeId, OnNodeLoss};
 
 use super::{AFTER_NO_ROOM, Call, Owner};
-use crate::life::{self, Change, News};
+use crate::life::{self, Change, Given, News};
 use crate::nodes::{Member, Now};
 use crate::scheduler::Need;
 
@@ -11,12 +13,16 @@ impl Owner {
     /// Applies news to a job: what changes is written, and what follows from it done.
     pub(super) fn change(&mut self, id: JobId, news: News<'_>, now: Now) {
         let Some(active) = self.active.get(&id) else { return };
-        let Some(change) = life::change(&active.job, active.kill_asked, news, now.wall) else { return };
+        let (kill_asked, most_lost) = (active.kill_asked, self.nodes.most_lost);
+        let Some(change) = life::change(&active.job, Given { kill_asked, most_lost, now: now.wall }, news) else {
+            return;
+        };
         let Some(active) = self.active.get_mut(&id) else { return };
         let before = active.job.placed.map(|placed| placed.node);
         let follow = Follow::of(&change);
         self.turn.changed.insert(id);
         self.turn.durable |= must_be_on_disk(&change);
+        self.turn.lost |= change == Change::Lost;
         active.kill_asked |= change == Change::Dying;
         change.apply(&mut active.job);
         let need = Need::of(&active.job.spec);
@@ -26,6 +32,7 @@ impl Owner {
             Follow::Move(node) => self.move_to(before, node, id, &need),
             Follow::Nothing => {}
             Follow::WaitAgain => self.take_back(before, id, need),
+            Follow::TryElsewhere => self.try_elsewhere(before, id, need),
             Follow::KillIfAsked => self.call_kill(id),
             Follow::Leave => self.leave(before, id, &need),
         }
@@ -66,6 +73,18 @@ impl Owner {
         self.scheduler.wait(id, need);
     }
 
+    /// Whatever was asked of the node for this attempt is asked no more.
+    pub(super) fn try_elsewhere(&mut self, from: Option<NodeId>, id: JobId, need: Need) {
+        if let Some(member) = from.and_then(|node| self.members.get_mut(&node)) {
+            member.release(id);
+        }
+        if let Some(active) = self.active.get_mut(&id) {
+            active.call = Call::Idle;
+        }
+        self.scheduler.ended(id);
+        self.scheduler.wait(id, need);
+    }
+
     pub(super) fn leave(&mut self, from: Option<NodeId>, id: JobId, need: &Need) {
         match from.map(|node| self.members.get_mut(&node)) {
             Some(Some(member)) => member.release(id),
@@ -91,8 +110,18 @@ impl Owner {
             return;
         }
         for (job, node) in self.scheduler.place() {
-            self.change(job, News::Placed(node), now);
+            let lease = self.lease_on(job, node);
+            self.change(job, News::Placed(node, lease), now);
         }
+    }
+}
+
+impl Owner {
+    /// The lease a job is to run under there. A node that does not stamp what it says is an older one and would keep to none.
+    fn lease_on(&self, job: JobId, node: NodeId) -> Option<Duration> {
+        let waits = self.active.get(&job).is_none_or(|active| active.job.spec.on_node_loss == OnNodeLoss::Wait);
+        let stamps = self.members.get(&node).is_some_and(|member| member.stamp().is_some());
+        (!waits && stamps).then_some(self.nodes.lease)
     }
 }
 
@@ -103,6 +132,7 @@ enum Follow {
     Move(NodeId),
     Nothing,
     WaitAgain,
+    TryElsewhere,
     KillIfAsked,
     Leave,
 }
@@ -112,9 +142,10 @@ impl Follow {
         match change {
             Change::Assigned { node, .. } => Follow::Place(*node),
             Change::Found { node, .. } => Follow::Move(*node),
-            Change::Counted { .. } => Follow::Nothing,
+            Change::Counted { .. } | Change::Abandoned => Follow::Nothing,
             Change::Returned => Follow::WaitAgain,
-            Change::Numbered { .. } | Change::Started { .. } | Change::Dying => Follow::KillIfAsked,
+            Change::Lost => Follow::TryElsewhere,
+            Change::Numbered { .. } | Change::Started { .. } | Change::Reclaimed | Change::Dying => Follow::KillIfAsked,
             Change::Ended(_) => Follow::Leave,
         }
     }
@@ -123,9 +154,14 @@ impl Follow {
 /// Whether a change must be on the disk before anybody is told. The others are told again by the node.
 fn must_be_on_disk(change: &Change) -> bool {
     match change {
-        Change::Assigned { .. } | Change::Found { .. } | Change::Counted { .. } | Change::Dying | Change::Ended(_) => {
-            true
-        }
+        Change::Assigned { .. }
+        | Change::Found { .. }
+        | Change::Counted { .. }
+        | Change::Lost
+        | Change::Abandoned
+        | Change::Reclaimed
+        | Change::Dying
+        | Change::Ended(_) => true,
         Change::Numbered { .. } | Change::Started { .. } | Change::Returned => false,
     }
 }

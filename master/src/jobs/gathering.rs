@@ -210,7 +210,11 @@ impl Owner {
     /// Whether that attempt is over by what we have written down.
     fn is_settled(&self, end: &AcknowledgedEnd) -> bool {
         match self.active.get(&end.job_id) {
-            Some(active) => active.job.attempt > end.attempt,
+            // One that was lost with its node, and waits to be tried elsewhere, is over as well.
+            Some(active) => {
+                let over = active.job.placed.is_none() && active.job.lost_attempts > 0;
+                active.job.attempt > end.attempt || (over && active.job.attempt == end.attempt)
+            }
             None => self.store.job(end.job_id).is_ok_and(|kept| kept.is_some()),
         }
     }
@@ -294,7 +298,11 @@ impl Owner {
         };
         let ours = Some(active.job.attempt) == report.key.attempt
             && active.job.placed.is_some_and(|placed| placed.node == node);
-        (!ours).then_some(if id >= self.first_new { Whose::OfNoJob } else { Whose::OfNoAttempt })
+        (!ours).then_some(if id >= self.first_new && active.job.lost_attempts == 0 {
+            Whose::OfNoJob
+        } else {
+            Whose::OfNoAttempt
+        })
     }
 
     /// A roll call was answered.

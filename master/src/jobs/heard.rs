@@ -1,6 +1,6 @@
 //! What nodes say to the owner: events, answers to creates and kills, what is free, or nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
 use wire::task::TaskReport;
@@ -31,6 +31,9 @@ impl Owner {
 
     /// A poll was not answered; the next one finds out whether the node is back.
     pub(super) fn hear_silence(&mut self, node: NodeId, why: &str, now: Now) {
+        if let Some(member) = self.members.get_mut(&node) {
+            member.polled(false);
+        }
         let delay = self.note_silence(node, why, now);
         self.order_poll(node, delay);
     }
@@ -42,6 +45,11 @@ impl Owner {
         let (delay, lost_now) = member.failed(why, self.nodes.time_out, now);
         if lost_now {
             log::warn!("node {node} is lost: {why}");
+            self.watch_lost(node);
+        }
+        // From now on the polls find out when it is back, and must not leave that to one that would tell in a minute.
+        if self.members.get(&node).is_some_and(|member| member.is_lost() && member.is_parked()) {
+            self.order_poll(node, delay);
         }
         delay
     }
@@ -56,6 +64,8 @@ impl Owner {
         }
         let instance = resource.instance.clone();
         let stranger = member.whose(&instance) == Whose::Stranger;
+        // Of the node that was there before.
+        let stamped = member.stamped();
         let went_back = events.last < after;
         if member.answered(resource, now) {
             log::info!("node {node} is ready");
@@ -68,7 +78,7 @@ impl Owner {
         }
         if stranger {
             log::warn!("node {node} has another state dir than before; the tasks it had are lost");
-            self.forget_all(node, now);
+            self.forget_all(node, stamped, now);
         }
         if after > EventNumber(0) && (stranger || went_back) {
             // These events were counted from a number of another history.
@@ -100,7 +110,12 @@ impl Owner {
             if let Some(job) = ours {
                 missing.remove(&job);
                 self.catch_up(node, report, now);
+                if self.active.get(&job).is_some_and(|active| active.job.is_abandoned()) {
+                    // That it is there after all comes first.
+                    self.change(job, News::Reported(node, report), now);
+                }
                 self.change(job, News::Reported(node, report), now);
+                self.mind_stray(node, job, report);
             }
             let whose = self.whose(node, report);
             if let Some(member) = self.members.get_mut(&node) {
@@ -118,10 +133,12 @@ impl Owner {
         }
     }
 
-    pub(super) fn forget_all(&mut self, node: NodeId, now: Now) {
+    /// `stamped`: when a stamp of the node that had them was last heard.
+    pub(super) fn forget_all(&mut self, node: NodeId, stamped: Instant, now: Now) {
         let jobs: Vec<JobId> = self.members.get(&node).map(|member| member.jobs().collect()).unwrap_or_default();
         for job in jobs {
-            self.change(job, News::Forgotten(node), now);
+            self.change(job, News::Wiped(node), now);
+            self.watch_abandoned(job, stamped);
         }
     }
 
@@ -175,6 +192,8 @@ impl Owner {
         match answer {
             Ok(created) => self.change(job, News::Accepted(attempt, created.task_id), now),
             Err(Refusal { code: RefusalCode::NoRoom, .. }) => self.change(job, News::NoRoom(attempt), now),
+            // The answer brings a new stamp, and the create is sent again with it.
+            Err(Refusal { code: RefusalCode::Stale, .. }) => self.order_ask(node, Duration::ZERO),
             Err(refusal) => match refusal.code {
                 RefusalCode::BadInput
                 | RefusalCode::Impossible
@@ -199,14 +218,20 @@ impl Owner {
         answer: Result<Result<(), Refusal>, String>,
         now: Now,
     ) {
-        self.call_ended(job, None, Call::Killing);
         if let Err(why) = &answer {
             log::warn!("node {node} did not hear that task {task} is to be killed: {why}");
             self.note_silence(node, why, now);
             self.order_ask(node, AFTER_A_FAILED_CALL);
         }
+        let done = matches!(answer, Ok(Ok(()) | Err(Refusal { code: RefusalCode::NotFound, .. })));
+        if self.hear_of_stray(node, task, done) {
+            return;
+        }
         let Some(active) = self.active.get_mut(&job) else { return };
         let same = active.job.placed.is_some_and(|placed| placed.node == node && placed.task == Some(task));
+        if same && active.call == Call::Killing {
+            active.call = Call::Idle;
+        }
         match answer {
             Ok(Ok(())) if same => active.call = Call::KillTaken,
             // The end of a task the node has forgotten was acknowledged, so committed; this job's was not.

@@ -11,7 +11,10 @@ use crate::life::tests::report;
 use crate::scheduler::tests::resource;
 use crate::state_dir::Scratch;
 use wire::task::TaskReport;
-use wire::{Attempt, CpuAmount, EventNumber, Reason, State, TaskId};
+use wire::{Attempt, CpuAmount, EventNumber, OnNodeLoss, Reason, Stamp, State, TaskId};
+
+/// What its jobs run under that do not wait.
+const LEASE: Duration = Duration::from_secs(60);
 
 /// A master in a folder of its own, and its clock.
 struct Master {
@@ -24,7 +27,7 @@ struct Master {
 impl Master {
     fn new(nodes: u32) -> Master {
         let addrs = (0..nodes).map(|id| (NodeId(id), format!("127.0.0.1:{}", 5000 + id))).collect();
-        let nodes = Nodes { addrs, time_out: Duration::from_secs(10) };
+        let nodes = Nodes { addrs, time_out: Duration::from_secs(10), lease: LEASE, most_lost: 3 };
         let mut master = Master { dir: Scratch::new(), owner: None, nodes, now: Now::read() };
         master.start();
         master
@@ -108,7 +111,9 @@ impl Owner {
                 .filter(|(_, member)| member.jobs().any(|job| job == *id))
                 .map(|(node, _)| *node)
                 .collect();
-            assert_eq!(holders, active.job.placed.iter().map(|placed| placed.node).collect::<Vec<_>>());
+            // What was on a node that is no longer there is held by none.
+            let placed = active.job.placed.iter().map(|placed| placed.node);
+            assert_eq!(holders, placed.filter(|node| self.members.contains_key(node)).collect::<Vec<_>>());
         }
         for member in self.members.values() {
             assert!(member.jobs().all(|job| self.active.contains_key(&job)));
@@ -411,7 +416,7 @@ fn a_node_with_jobs_is_polled_often_enough_to_miss_it_within_the_time_out_and_on
         master.start();
         let poll = |after, ms, jobs| {
             let (after, wait) = (EventNumber(after), Duration::from_millis(ms));
-            Order::Poll { node: NodeId(0), after, wait, delay: Duration::ZERO, jobs: JobId(jobs) }
+            Order::Poll { node: NodeId(0), after, heard: None, wait, delay: Duration::ZERO, jobs: JobId(jobs) }
         };
         assert_eq!(master.tells(node(), 0, 3, vec![]), [poll(3, 55_000, 0)]);
         master.submit(vec![spec(64)]).0.unwrap();
@@ -505,6 +510,205 @@ fn while_a_node_has_not_spoken_nothing_is_called_impossible_and_the_job_says_why
     assert!(why.starts_with("needs 9999 MiB; the largest node 0 has 1000 MiB in all (no answer from node 1"), "{why}");
 }
 
+/// Two nodes; job 1, which is to be so treated, runs on node 0 as task 8.
+fn under_a_lease(choice: OnNodeLoss) -> Master {
+    let mut master = Master::new(2);
+    master.tells(stamped(0, "s1"), 0, 0, vec![]);
+    let (jobs, orders) = master.submit(vec![JobSpec { on_node_loss: choice, ..spec(64) }]);
+    assert_eq!(jobs.unwrap()[0].lease.map(|lease| lease.length), Some(LEASE));
+    assert_eq!(leases(&orders), [Some(TaskLease::new(LEASE, Stamp("s1".into())))]);
+    master.says(0, answer(1, 1, created(8)));
+    let orders = master.tells(stamped(0, "s2"), 0, 2, vec![said(1, 8, State::Running)]);
+    assert_eq!(given_back(&orders), [Some("s2".to_owned())]);
+    master
+}
+
+fn stamped(id: u32, stamp: &str) -> NodeResource {
+    NodeResource { stamp: Some(Stamp(stamp.into())), ..resource(id, 4, 1000) }
+}
+
+fn leases(orders: &[Order]) -> Vec<Option<TaskLease>> {
+    let tasks = orders.iter().filter_map(|order| match order {
+        Order::Create { tasks, .. } => Some(tasks),
+        _ => None,
+    });
+    tasks.flatten().map(|task| task.lease.clone()).collect()
+}
+
+fn given_back(orders: &[Order]) -> Vec<Option<String>> {
+    let heard = |order: &Order| match order {
+        Order::Poll { heard, .. } => Some(heard.as_ref().map(|stamp| stamp.0.clone())),
+        _ => None,
+    };
+    orders.iter().filter_map(heard).collect()
+}
+
+fn silent() -> Said {
+    Said::Events { after: EventNumber(2), answer: Err("no route".into()) }
+}
+
+impl Master {
+    fn passes(&mut self, time: Duration) {
+        self.now.clock += time;
+        self.now.wall += jiff::SignedDuration::try_from(time).unwrap();
+    }
+
+    /// Node 0 is silent until a moment before nothing of its lease can be alive.
+    fn cut_until_just_before_the_end(&mut self) {
+        let over = crate::lease::certainly_over(self.now.clock, LEASE) - self.now.clock;
+        self.passes(Duration::from_secs(11));
+        self.says(0, silent());
+        assert_eq!(self.nodes_shown()[0].state.as_str(), "lost");
+        self.passes(over - Duration::from_secs(11) - Duration::from_millis(1));
+        self.says(0, silent());
+        // Somewhere else to go.
+        self.tells(stamped(1, "t1"), 0, 0, vec![]);
+        assert_eq!(self.job(1).attempt, Attempt(1), "something of it may be alive");
+    }
+
+    fn why(&mut self, job: u64) -> String {
+        let (reply, answer) = mpsc::channel();
+        self.turn(vec![Message::Why { job: JobId(job), reply }]);
+        answer.recv().unwrap().unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_job_to_be_retried_goes_elsewhere_once_nothing_of_it_can_be_alive_and_no_sooner() {
+    let mut master = under_a_lease(OnNodeLoss::Retry);
+    master.cut_until_just_before_the_end();
+    let why = master.why(1);
+    assert!(why.starts_with("node 0 at 127.0.0.1:5000 has not answered since ") && why.ends_with("is tried elsewhere"));
+    master.passes(Duration::from_millis(1));
+    let due = master.owner().next_deadline().unwrap();
+    assert!(due <= master.now.clock, "it wakes up by itself");
+    let orders = master.turn(vec![]);
+    assert_eq!((creates(&orders), master.job(1).placed.unwrap().node), (vec![(1, 2)], NodeId(1)));
+    assert_eq!(leases(&orders)[0].as_ref().unwrap().heard.0, "t1");
+    assert_eq!(master.job(1).lost_attempts, 1);
+    assert_eq!(master.owner().next_deadline(), None);
+}
+
+#[test]
+fn a_job_to_fail_fails_then_and_one_to_wait_stays() {
+    let mut master = under_a_lease(OnNodeLoss::Fail);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.cut_until_just_before_the_end();
+    master.passes(Duration::from_millis(1));
+    master.turn(vec![]);
+    assert_eq!(master.job(1).reason().as_deref(), Some("node lost"));
+    assert_eq!(master.job(2).status, State::Assigned);
+    assert!(master.why(2).contains("the job stays as it is until the node is back"), "{}", master.why(2));
+}
+
+#[test]
+fn a_stamp_heard_meanwhile_puts_the_end_off() {
+    let mut master = under_a_lease(OnNodeLoss::Retry);
+    master.passes(Duration::from_secs(50));
+    let orders = master.tells(stamped(0, "s3"), 2, 2, vec![]);
+    assert_eq!(given_back(&orders), [Some("s3".to_owned())]);
+    master.cut_until_just_before_the_end();
+}
+
+#[test]
+fn a_node_that_was_only_not_asked_is_asked_before_its_jobs_are_given_up() {
+    let mut master = under_a_lease(OnNodeLoss::Retry);
+    // This master was stopped for an hour.
+    master.passes(Duration::from_secs(3600));
+    master.turn(vec![]);
+    assert_eq!(master.job(1).status, State::Running);
+    master.tells(stamped(0, "s3"), 2, 3, vec![said(1, 8, State::Finished)]);
+    assert_eq!(master.job(1).status, State::Finished);
+}
+
+#[test]
+fn a_master_that_was_started_anew_counts_from_its_start() {
+    let mut master = under_a_lease(OnNodeLoss::Retry);
+    master.passes(Duration::from_secs(3600));
+    master.start();
+    master.cut_until_just_before_the_end();
+    master.passes(Duration::from_millis(1));
+    assert_eq!(creates(&master.turn(vec![])), [(1, 2)]);
+}
+
+#[test]
+fn a_node_that_is_lost_by_another_call_is_polled_anew_at_once_and_not_when_its_long_poll_ends() {
+    let mut master = Master::new(1);
+    assert_eq!(polls(&master.tells(stamped(0, "s1"), 0, 0, vec![])), [(0, true)]);
+    master.passes(Duration::from_secs(30));
+    let orders = master.says(0, Said::Free { answer: Err("no route".into()) });
+    assert_eq!(polls(&orders), [(0, false)]);
+    let orders = master.says(0, Said::Free { answer: Err("no route".into()) });
+    assert_eq!(polls(&orders), [], "it is under way");
+    assert_eq!(polls(&master.says(0, silent())), [(0, false)]);
+}
+
+#[test]
+fn a_create_with_a_stale_stamp_is_sent_again_with_a_new_one() {
+    let mut master = Master::new(1);
+    master.tells(stamped(0, "s1"), 0, 0, vec![]);
+    master.submit(vec![JobSpec { on_node_loss: OnNodeLoss::Retry, ..spec(64) }]).0.unwrap();
+    let orders = master.says(0, answer(1, 1, refused(RefusalCode::Stale)));
+    assert_eq!(orders, [Order::Ask { node: NodeId(0), delay: Duration::ZERO }]);
+    let orders = master.says(0, Said::Free { answer: Ok(stamped(0, "s2")) });
+    assert_eq!((creates(&orders), leases(&orders)[0].as_ref().unwrap().heard.0.as_str()), (vec![(1, 1)], "s2"));
+}
+
+#[test]
+fn an_older_node_that_stamps_nothing_is_trusted_with_no_lease() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    let (_, orders) = master.submit(vec![JobSpec { on_node_loss: OnNodeLoss::Retry, ..spec(64) }]);
+    assert_eq!((leases(&orders), master.job(1).lease), (vec![None], None));
+}
+
+#[test]
+fn an_attempt_that_was_given_up_is_killed_when_its_node_is_back_and_disturbs_nothing() {
+    let mut master = under_a_lease(OnNodeLoss::Retry);
+    master.cut_until_just_before_the_end();
+    master.passes(Duration::from_millis(1));
+    master.turn(vec![]);
+    master.says(1, answer(1, 2, created(5)));
+    let alive = || vec![said(1, 8, State::Running)];
+    let orders = master.tells(stamped(0, "s3"), 2, 3, alive());
+    assert_eq!(kills(&orders), [8]);
+    assert!(kills(&master.tells(stamped(0, "s4"), 3, 3, alive())).is_empty(), "it is under way");
+    master.says(0, Said::Killed { job: JobId(1), task: TaskId(8), answer: Err("reset".into()) });
+    assert_eq!(kills(&master.tells(stamped(0, "s5"), 3, 3, vec![])), [8], "until it is taken");
+    master.says(0, Said::Killed { job: JobId(1), task: TaskId(8), answer: Ok(Ok(())) });
+    assert!(kills(&master.tells(stamped(0, "s6"), 3, 4, vec![said(1, 8, State::Killed)])).is_empty());
+    assert_eq!((master.job(1).status, master.job(1).attempt), (State::Assigned, Attempt(2)));
+}
+
+#[test]
+fn what_was_given_to_a_node_with_another_state_dir_now_is_tried_elsewhere_after_its_lease() {
+    let mut master = under_a_lease(OnNodeLoss::Retry);
+    let over = crate::lease::certainly_over(master.now.clock, LEASE) - master.now.clock;
+    let wiped = || NodeResource { instance: InstanceId("f".repeat(32)), ..stamped(0, "w1") };
+    master.passes(Duration::from_secs(1));
+    master.tells(wiped(), 2, 0, vec![]);
+    master.tells(wiped(), 0, 0, vec![]);
+    assert!(master.job(1).is_abandoned() && master.why(1).contains("another state dir"), "{}", master.why(1));
+    master.passes(over - Duration::from_millis(1001));
+    master.tells(wiped(), 0, 0, vec![]);
+    assert_eq!(master.job(1).status, State::Running);
+    master.passes(Duration::from_millis(1));
+    assert_eq!(creates(&master.turn(vec![])), [(1, 2)]);
+}
+
+#[test]
+fn what_was_on_a_node_the_operator_removed_is_tried_elsewhere_after_its_lease() {
+    let mut master = under_a_lease(OnNodeLoss::Retry);
+    master.nodes.addrs.remove(0);
+    master.start();
+    master.tells(stamped(1, "t1"), 0, 0, vec![]);
+    assert!(master.job(1).is_abandoned() && master.why(1).contains("taken out"), "{}", master.why(1));
+    let due = master.owner().next_deadline().unwrap();
+    assert_eq!(due, crate::lease::certainly_over(master.now.clock, LEASE));
+    master.passes(due - master.now.clock);
+    assert_eq!(creates(&master.turn(vec![])), [(1, 2)]);
+}
+
 #[test]
 fn the_jobs_of_a_node_the_operator_removed_are_lost_with_it_and_nothing_else_is() {
     let mut master = Master::new(2);
@@ -518,7 +722,10 @@ fn the_jobs_of_a_node_the_operator_removed_are_lost_with_it_and_nothing_else_is(
     assert_eq!(polls(&master.start()), [(0, false)], "node 1 is asked for what it has");
     for job in [1, 2, 3] {
         let job = master.job(job);
-        assert_eq!((job.status, job.cause, job.ended_at.is_some()), (State::Failed, Some(Reason::NodeLost), true));
+        assert_eq!(
+            (job.status, job.cause, job.ended_at.is_some()),
+            (State::Failed, Some(Reason::NodeLost { attempts: 1 }), true)
+        );
     }
     assert_eq!(master.job(4).status, State::Pending);
     assert_eq!(master.nodes_shown().len(), 1);

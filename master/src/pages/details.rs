@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use maud::{Markup, html};
-use wire::{ContainerId, Log, State};
+use wire::{ContainerId, Log, OnNodeLoss, State};
 
 use super::job_table::{kill_button, ran_millis};
 use super::layout::{Here, Page, known, pill};
@@ -67,7 +67,12 @@ fn why(view: &Details) -> Markup {
             }
             State::Timeout => { p.notice { "Stopped because its time was up: " (times::span(job.spec.timeout)) "." } }
             State::Killed => { p.notice { "Stopped because somebody asked for it." } }
-            State::Running | State::Finished => {}
+            State::Running => {
+                @if let Some(unheard) = &view.waits {
+                    p.notice.bad { strong { "Not heard of: " } bdi { (text::visible_line(unheard)) } }
+                }
+            }
+            State::Finished => {}
         }
     }
 }
@@ -86,6 +91,13 @@ fn asked(job: &Job) -> Markup {
         }))
         (fact("Memory limit", &html! { (amounts::mib(spec.resource.mem)) }))
         (fact("Time-out", &html! { @if spec.timeout == 0 { "none" } @else { (times::span(spec.timeout)) } }))
+        (fact("If its node is lost", &html! {
+            @match spec.on_node_loss {
+                OnNodeLoss::Wait => "it waits",
+                OnNodeLoss::Fail => "it fails",
+                OnNodeLoss::Retry => "it is tried elsewhere",
+            }
+        }))
         (fact("Image", &html! { (spec.image_id) }))
         (fact("Packages", &html! {
             @if packages.is_empty() { span.dim { "none" } }
@@ -103,7 +115,14 @@ fn outcome(view: &Details) -> Markup {
         (fact("Exit code", &known(job.exit_code)))
         (fact("Cpu time", &known(job.cpu_ms.map(|cpu_ms| cpu_time(cpu_ms, ran)))))
         (fact("Memory peak", &known(job.memory_peak_bytes.map(|peak| memory_peak(peak, job.spec.resource.mem)))))
-        (fact("Attempt", &known((job.attempt.0 > 0).then_some(job.attempt.0))))
+        (fact("Attempt", &known((job.attempt.0 > 0).then(|| attempt(job)))))
+    }
+}
+
+fn attempt(job: &Job) -> Markup {
+    html! {
+        (job.attempt)
+        @if job.lost_attempts > 0 { " " span.dim { (job.lost_attempts) " lost with their nodes" } }
     }
 }
 

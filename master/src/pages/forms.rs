@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use maud::{Markup, html};
+use wire::OnNodeLoss;
 use wire::node::Refusal;
 
 use super::text;
@@ -69,7 +70,15 @@ const PACKAGES: Field = Field {
     hint: "absolute paths on the node, separated by ; – they appear in /workspace",
     required: false,
 };
-const FIELDS: [&Field; 7] = [&NAME, &IMAGE, &COMMAND, &CPU, &MEM, &TIMEOUT, &PACKAGES];
+const ON_NODE_LOSS: Field = Field {
+    name: "onnodeloss",
+    wire_name: "onNodeLoss",
+    label: "If its node is lost",
+    placeholder: "wait",
+    hint: "a job that is tried again must bear to run twice, one after the other",
+    required: false,
+};
+const FIELDS: [&Field; 8] = [&NAME, &IMAGE, &COMMAND, &CPU, &MEM, &TIMEOUT, &PACKAGES, &ON_NODE_LOSS];
 
 /// The field of the first form that an error is about.
 fn field_of(error: &Refusal) -> Option<&'static Field> {
@@ -122,6 +131,7 @@ pub fn create(form: &CreateForm, nodes: &NodeTable) -> Markup {
             (line(&MEM, &typed.mem))
             (line(&TIMEOUT, &typed.timeout))
             (line(&PACKAGES, &typed.pkgpath))
+            (labelled(&ON_NODE_LOSS, form, |is| on_node_loss(&typed.onnodeloss, is)))
             div.send {
                 @if let Some(error) = form.error.as_ref().filter(|error| field_of(error).is_none()) {
                     p.wrong { (sentence(error)) }
@@ -200,6 +210,25 @@ fn image(typed: &str, nodes: &NodeTable, is: &Standing) -> Markup {
             @for (image, on) in &images {
                 option value=(image) selected[*image == typed] {
                     (image) @if *on < of { " (on " (on) " of " (of) " nodes)" }
+                }
+            }
+        }
+    }
+}
+
+/// A choice of the three; what was typed and is none of them is refused, and chosen no more.
+fn on_node_loss(typed: &str, is: &Standing) -> Markup {
+    let chosen: OnNodeLoss = typed.parse().unwrap_or_default();
+    html! {
+        select id=(ON_NODE_LOSS.name) name=(ON_NODE_LOSS.name)
+            autofocus[is.wrong] aria-invalid=[is.invalid()] aria-describedby=[is.described_by.as_deref()] {
+            @for choice in OnNodeLoss::ALL {
+                option value=(choice) selected[choice == chosen] {
+                    @match choice {
+                        OnNodeLoss::Wait => "wait for it",
+                        OnNodeLoss::Fail => "fail",
+                        OnNodeLoss::Retry => "try elsewhere",
+                    }
                 }
             }
         }

@@ -115,7 +115,8 @@ fn row(job: &Job, now: Timestamp, back: &str) -> Markup {
                     }
                 }
             }
-            td.place.number data-label="node" { (known(job.placed.map(place))) }
+            td.place.number data-label="node" { (known(job.placed.map(place)))
+                @if job.attempt.0 > 1 { " " span.dim { "try " (job.attempt) } } }
             td.cpu.number data-label="cpu" title=(job.spec.resource.cpu) { (job.spec.resource.cpu) }
             td.number data-label="mem" { (amounts::mib(job.spec.resource.mem)) }
             td.number.when data-label="submitted" { (times::ago(job.submitted_at, now)) }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use maud::Markup;
 use wire::node::{NodeResource, Refusal, RefusalCode};
-use wire::{Attempt, BootId, CpuAmount, ImageId, InstanceId, JobId, JobSpec, NodeId, Reason, Resource, State, TaskId};
+use wire::{
+    Attempt, BootId, CpuAmount, ImageId, InstanceId, JobId, JobSpec, NodeId, OnNodeLoss, Reason, Resource, State,
+    TaskId,
+};
 
 use super::view::{
     BatchForm, ConfirmKill, CreateFields, CreateForm, Details, ErrorPage, Home, JobQuery, JobTable, LocalPath, LogTail,
@@ -39,6 +42,7 @@ pub(super) fn job(id: u64, status: State) -> Job {
             package_path: "/srv/packages/resnet;/srv/data/cifar10".to_owned(),
             image_id: image("busybox"),
             timeout: 600_000,
+            on_node_loss: OnNodeLoss::Wait,
         },
         status,
         cause: (status == State::Failed).then_some(Reason::ExitCode { code: 3 }),
@@ -49,6 +53,8 @@ pub(super) fn job(id: u64, status: State) -> Job {
         },
         placed,
         attempt: Attempt(u32::from(placed.is_some())),
+        lease: None,
+        lost_attempts: 0,
         submitted_at: ago(400),
         started_at: started.then(|| ago(310)),
         ended_at: status.is_final().then(|| ago(125)),
@@ -78,7 +84,7 @@ pub(super) fn ugly_jobs() -> Vec<Job> {
         Reason::OutOfMemory { peak_mib: 64, limit_mib: 64 },
         Reason::Signal { signal: 11 },
         Reason::LaunchFailed { step: "mount overlay on /var/lib/berth/cont/t2117-cont".into(), cause: "EINVAL".into() },
-        Reason::NodeLost,
+        Reason::NodeLost { attempts: 1 },
         Reason::Refused { message: format!("package {SCRIPT} is not below any package root of this node") },
     ];
     (0..50usize)
@@ -118,6 +124,7 @@ pub(super) fn resource(node: u32, images: &[&str]) -> NodeResource {
         cgroups: "hybrid".to_owned(),
         union: "overlay".to_owned(),
         leaks: 0,
+        stamp: None,
     }
 }
 
@@ -183,6 +190,7 @@ pub(super) fn refused_home(field: &str, message: &str) -> Home {
         pkgpath: "/srv/data".to_owned(),
         imgid: "no-such-image".to_owned(),
         timeout: "5000".to_owned(),
+        onnodeloss: "retry".to_owned(),
     };
     Home { create: CreateForm { typed, error: Some(refusal(field, message)) }, ..home() }
 }

@@ -49,6 +49,8 @@ pub struct CreateFields {
     pub imgid: String,
     /// Milliseconds; empty or 0: none.
     pub timeout: String,
+    /// `wait`, `fail` or `retry`; empty: `wait`.
+    pub onnodeloss: String,
 }
 
 impl Default for CreateFields {
@@ -63,6 +65,7 @@ impl Default for CreateFields {
             pkgpath: empty(),
             imgid: empty(),
             timeout: empty(),
+            onnodeloss: empty(),
         }
     }
 }
@@ -78,6 +81,7 @@ impl From<&JobSpec> for CreateFields {
             pkgpath: spec.package_path.clone(),
             imgid: spec.image_id.to_string(),
             timeout: if spec.timeout == 0 { String::new() } else { spec.timeout.to_string() },
+            onnodeloss: spec.on_node_loss.to_string(),
         }
     }
 }
@@ -136,7 +140,7 @@ pub struct NodeTable {
 pub struct Details {
     /// The job.
     pub job: Job,
-    /// Why it is not running yet, while it waits: the scheduler's sentence.
+    /// Why it is not running yet, while it waits: the scheduler's sentence; or that its node is not heard of.
     pub waits: Option<String>,
     /// Whether somebody has asked for its end.
     pub kill_asked: bool,

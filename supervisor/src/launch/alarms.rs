@@ -7,9 +7,13 @@ use std::time::Duration;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use crate::lease::since_boot;
+
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alarm {
+    /// The lease may have run out.
+    LeaseEnds,
     /// The command has had all the time it was given.
     TimeUp,
     /// It was asked to end, and has had the time to.
@@ -33,15 +37,19 @@ impl Alarms {
 
     /// Rings once when so much time has passed; one that was set before rings then instead.
     pub fn set(&mut self, alarm: Alarm, after: Duration) -> nix::Result<()> {
-        let now = boottime()?;
         // Ten years is the longest time limit there is, and a sum beyond all clocks never rings.
-        self.due.insert(alarm, now.saturating_add(after));
+        self.set_at(alarm, since_boot().saturating_add(after))
+    }
+
+    /// Rings once at that time; at once, if that has passed.
+    pub fn set_at(&mut self, alarm: Alarm, time: Duration) -> nix::Result<()> {
+        self.due.insert(alarm, time);
         self.arm()
     }
 
     /// The alarms whose time has come; each rings once.
     pub fn take_due(&mut self) -> nix::Result<Vec<Alarm>> {
-        let now = boottime()?;
+        let now = since_boot();
         let due = self.due.extract_if(.., |_, time| *time <= now).map(|(alarm, _)| alarm).collect();
         self.arm()?;
         Ok(due)
@@ -64,12 +72,6 @@ impl AsFd for Alarms {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
     }
-}
-
-/// Time since boot, sleep included.
-fn boottime() -> nix::Result<Duration> {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
-    Ok(Duration::from(now))
 }
 
 #[cfg(test)]

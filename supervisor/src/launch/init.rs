@@ -14,10 +14,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use jiff::Timestamp;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::unistd::Pid;
 use wire::Log;
 use wire::fault::Point;
 
+use super::alarms::{Alarm, Alarms};
 use super::monitor::Monitor;
 use super::payload::{self, Streams};
 use super::plan::Plan;
@@ -26,6 +28,7 @@ use super::step::{Step, StepError};
 use super::watch::Watch;
 use super::{GO, Logs};
 use crate::cgroup::Group;
+use crate::lease::Watched;
 use crate::packages::{self, Package, PackageKind, Staged};
 use crate::{fault, namespaces, rootfs, security, sys};
 
@@ -213,7 +216,14 @@ fn run_command(
     started_at: &mut Option<Timestamp>,
 ) -> Result<End, StepError> {
     fault::moment(Point::InitTold);
-    let payload = spawn(plan, &built)?;
+    // The container may have taken long to build, on a share that hung.
+    if plan.lease.as_ref().is_some_and(Watched::is_over) {
+        return Ok(End::LeaseOver);
+    }
+    monitor.say("starting the command");
+    // The log may hang, so nothing is written to it while time is to be kept.
+    monitor.flush();
+    let Some(payload) = spawn(plan, &built)? else { return Ok(End::LeaseOver) };
     fault::moment(Point::InitForked);
     // The payload has its copies; kept here they would only hold its cgroups and logs open.
     drop(built);
@@ -222,15 +232,14 @@ fn run_command(
     // The supervisor may be gone by now; it learns the time from the record.
     let _ = (&*line).write_all(now.to_string().as_bytes());
     fault::moment(Point::InitStarted);
-    monitor.say("command started");
-    monitor.flush();
     security::drop_init_capabilities().step(|| "drop capabilities".to_owned())?;
     let mut watch = Watch::new(plan, line, payload).step(|| "watch the command".to_owned())?;
     watch.until_the_end(monitor).step(|| "watch the command".to_owned())
 }
 
-/// Forks the payload into its cgroup and waits until it is the user's program, or has said why not.
-fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Pid, StepError> {
+/// Forks the payload into its cgroup and waits until it is the user's program, or has said why not. `None`: its lease ran
+/// out before that.
+fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Option<Pid>, StepError> {
     let (mut failure, theirs) = io::pipe().step(|| "make a pipe".to_owned())?;
     let options = sys::CloneOptions {
         namespaces: 0,
@@ -241,11 +250,33 @@ fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Pid, StepError> {
         .and_then(|()| sys::clone(options, || payload::run(plan, &built.group, built.streams.as_ref(), &theirs)))
         .step(|| "fork the command".to_owned())?;
     drop(theirs);
+    if !speaks_in_time(plan, &failure).step(|| "watch the lease".to_owned())? {
+        // Wherever it hangs, it will not go on from there.
+        crate::child::kill_and_reap(&child.pidfd);
+        return Ok(None);
+    }
     let mut said = String::new();
     failure.read_to_string(&mut said).step(|| "hear of the command".to_owned())?;
     match said.split_once('\n') {
-        None => Ok(Pid::from_raw(child.pid)),
+        None => Ok(Some(Pid::from_raw(child.pid))),
         Some((step, cause)) => Err(StepError::said(step, cause)),
+    }
+}
+
+/// Waits until the payload has executed its program or failed to, which may hang on the image's disk; false: its lease
+/// ran out first.
+fn speaks_in_time(plan: &Plan<'_>, failure: &io::PipeReader) -> nix::Result<bool> {
+    let Some(lease) = &plan.lease else { return Ok(true) };
+    let mut alarms = Alarms::new()?;
+    loop {
+        alarms.set_at(Alarm::LeaseEnds, lease.end())?;
+        let mut fds = [failure.as_fd(), alarms.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) if fds[0].any().unwrap_or(false) => return Ok(true),
+            Ok(_) if lease.is_over() => return Ok(false),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -255,6 +286,7 @@ fn in_words(end: &End) -> String {
         End::Signaled { signal } => format!("signal {signal}"),
         End::TimedOut => "stopped: time is up".to_owned(),
         End::Killed => "stopped: asked to".to_owned(),
+        End::LeaseOver => "killed: the lease ran out".to_owned(),
         End::NeverTold => "left: the supervisor was gone before it said go".to_owned(),
         End::LaunchFailed { step, cause } => format!("launch failed: {step}: {cause}"),
     }

@@ -17,6 +17,7 @@ use wire::fault::{Point, Process};
 use wire::{BootId, JobSpec, Reason};
 
 use crate::cgroup::Layout;
+use crate::lease::Terms;
 use crate::lxc_config::UnionDriver;
 use crate::{child, fault, namespaces, sys};
 
@@ -78,6 +79,8 @@ pub struct LaunchRequest<'a> {
     pub grace: Duration,
     /// End with the process that launched it: for one in the foreground, not for a daemon's.
     pub die_with_parent: bool,
+    /// The lease it runs under, if it does.
+    pub lease: Option<Terms>,
 }
 
 /// Where a container's output goes.

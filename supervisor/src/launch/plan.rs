@@ -19,6 +19,7 @@ use super::{LaunchRequest, Launcher, Logs, Network};
 use crate::cgroup::Layout;
 use crate::fault;
 use crate::images::{self, Image};
+use crate::lease;
 use crate::lxc_config::{ContainerConfig, Rootfs};
 use crate::rootfs::{self, Fittings};
 use crate::security::{self, SystemCallFilter};
@@ -63,6 +64,8 @@ pub struct Plan<'a> {
     pub timeout: Option<Duration>,
     /// End with the launching process.
     pub die_with_parent: bool,
+    /// The lease the task runs under, if it does.
+    pub lease: Option<lease::Watched>,
 }
 
 impl<'a> Plan<'a> {
@@ -77,6 +80,8 @@ impl<'a> Plan<'a> {
             cgroups: layout.views(request.container),
             shm_bytes: request.spec.resource.mem * 1024 * 1024,
         };
+        let lease = request.lease.as_ref().map(|terms| lease::Watched::open(terms, &launcher.boot_id));
+        let lease = lease.transpose().step(|| "open the lease".to_owned())?;
         let arguments = c_strings(["sh", "-c", &request.spec.command_line].into_iter().map(str::to_owned))?;
         let environment = environment(&config)?;
         fault::call(Point::LaunchFolder)
@@ -105,6 +110,7 @@ impl<'a> Plan<'a> {
             grace: request.grace,
             timeout: (request.spec.timeout > 0).then(|| Duration::from_millis(request.spec.timeout)),
             die_with_parent: request.die_with_parent,
+            lease,
         })
     }
 
@@ -124,7 +130,8 @@ impl<'a> Plan<'a> {
     pub fn descriptors<'p>(&'p self, line: &'p UnixStream) -> Vec<BorrowedFd<'p>> {
         let own = [self.record.as_fd(), line.as_fd()];
         let stdio = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-        self.layout.descriptors().chain(own).chain(stdio).collect()
+        let lease = self.lease.as_ref().map(AsFd::as_fd);
+        self.layout.descriptors().chain(own).chain(stdio).chain(lease).collect()
     }
 
     /// Opens the image's layers in the mount namespace of the caller: overlayfs takes no layer by way of another's.

@@ -57,6 +57,8 @@ pub enum End {
     TimedOut,
     /// Init stopped it because it was asked to.
     Killed,
+    /// Init killed it, or did not begin it, because its lease had run out.
+    LeaseOver,
     /// Whoever launched it was gone before it said go: the command has not run, and may be launched anew.
     NeverTold,
     /// It never ran.

@@ -11,11 +11,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use wire::fault::Point;
 
 use super::alarms::{Alarm, Alarms};
 use super::monitor::Monitor;
 use super::plan::Plan;
 use super::record::End;
+use crate::fault;
 
 /// Init's own standing watch over the command.
 ///
@@ -25,6 +27,7 @@ use super::record::End;
 ///      ▼            ▼   SIGTERM to all
 ///   Stopping(TimedOut | Killed) ──grace over──▶ SIGKILL to all
 ///      └──the command is gone──▶ that end
+///   Running, Stopping ──lease over──▶ SIGKILL to all, without a grace period
 /// ```
 ///
 /// A second reason to stop changes nothing: what stopped it first is what it ended by. Nor does a reason that is heard
@@ -51,6 +54,9 @@ impl<'p> Watch<'p> {
         if let Some(timeout) = plan.timeout {
             watch.alarms.set(Alarm::TimeUp, timeout)?;
         }
+        if let Some(lease) = &plan.lease {
+            watch.alarms.set_at(Alarm::LeaseEnds, lease.end())?;
+        }
         Ok(watch)
     }
 
@@ -61,7 +67,7 @@ impl<'p> Watch<'p> {
             // Whatever woke us, the command may be gone already: a signalfd gives the lowest number first, so SIGTERM
             // before a SIGCHLD that was there earlier. And a SIGCHLD stands for any number of exits: all are reaped.
             if let Some(end) = self.reap()? {
-                return Ok(self.stopping.take().unwrap_or(end));
+                return Ok(self.ended_by(end));
             }
             if happened.asked_to_stop {
                 self.stop(End::Killed, "asked to stop", monitor)?;
@@ -77,8 +83,17 @@ impl<'p> Watch<'p> {
         }
     }
 
+    /// Nothing survives the SIGKILL of a lease that ran out; what exited by itself had done so before.
+    fn ended_by(&mut self, end: End) -> End {
+        match (self.stopping.take(), end) {
+            (None, end) | (Some(End::LeaseOver), end @ End::Exited { .. }) => end,
+            (Some(stopping), _) => stopping,
+        }
+    }
+
     fn ring(&mut self, alarm: Alarm, monitor: &mut Monitor) -> nix::Result<()> {
         match alarm {
+            Alarm::LeaseEnds => self.look_at_the_lease(monitor),
             Alarm::TimeUp => {
                 let why = format!("time is up after {} ms", self.plan.spec.timeout);
                 self.stop(End::TimedOut, &why, monitor)
@@ -89,6 +104,20 @@ impl<'p> Watch<'p> {
                 Ok(())
             }
         }
+    }
+
+    /// Renewed meanwhile, it ends later. Else everything ends now: the job may be tried elsewhere before long.
+    fn look_at_the_lease(&mut self, monitor: &mut Monitor) -> nix::Result<()> {
+        let Some(lease) = &self.plan.lease else { return Ok(()) };
+        if !lease.is_over() {
+            return self.alarms.set_at(Alarm::LeaseEnds, lease.end());
+        }
+        fault::moment(Point::InitLeaseOver);
+        self.kill_all(Signal::SIGKILL);
+        fault::moment(Point::InitLeaseKilled);
+        monitor.say("the lease has run out: its master was not heard of");
+        self.stopping.get_or_insert(End::LeaseOver);
+        Ok(())
     }
 
     /// Waits for the next thing to happen.

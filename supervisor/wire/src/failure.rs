@@ -56,8 +56,14 @@ pub enum Reason {
     },
     /// The node was booted anew while the task ran.
     NodeRebooted,
-    /// The node has been silent for longer than the task's lease.
-    NodeLost,
+    /// The node has been silent for longer than the task's lease, or was taken out of the cluster.
+    NodeLost {
+        /// How many attempts were lost with their nodes; 0 and 1: this one.
+        #[serde(default)]
+        attempts: u32,
+    },
+    /// The node ended the task because its master was not heard of for as long as its lease.
+    LeaseOver,
     /// The end was seen but its status was recorded by nobody.
     Lost,
     /// It has run, or may have, since the copy was made that the master's database was put back from.
@@ -87,7 +93,9 @@ impl fmt::Display for Reason {
             }
             Reason::LaunchFailed { step, cause } => write!(f, "launch failed: {step}: {cause}"),
             Reason::NodeRebooted => f.write_str("node rebooted"),
-            Reason::NodeLost => f.write_str("node lost"),
+            Reason::NodeLost { attempts: 0 | 1 } => f.write_str("node lost"),
+            Reason::NodeLost { attempts } => write!(f, "node lost ({attempts} attempts, each lost with its node)"),
+            Reason::LeaseOver => f.write_str("lease ran out"),
             Reason::Lost => f.write_str("lost"),
             Reason::RanUnknown => f.write_str(
                 "lost: it has run, or may have, since the copy was made that the master's database was put back from",
@@ -151,6 +159,15 @@ mod tests {
         let launch = Reason::LaunchFailed { step: "mount overlay".into(), cause: "EINVAL".into() };
         assert_eq!(said(launch), "launch failed: mount overlay: EINVAL");
         assert_eq!(said(Reason::NodeRebooted), "node rebooted");
+        assert_eq!(said(Reason::NodeLost { attempts: 1 }), "node lost");
+        assert_eq!(said(Reason::NodeLost { attempts: 3 }), "node lost (3 attempts, each lost with its node)");
+        assert_eq!(said(Reason::LeaseOver), "lease ran out");
+    }
+
+    #[test]
+    fn a_lost_node_of_an_older_version_counts_no_attempts() {
+        let read: Reason = serde_json::from_str(r#"{"kind":"nodeLost"}"#).unwrap();
+        assert_eq!(read, Reason::NodeLost { attempts: 0 });
     }
 
     #[test]

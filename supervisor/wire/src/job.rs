@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpu::CpuRequest;
 use crate::failure::BadInput;
 use crate::ids::ImageId;
+use crate::lease::OnNodeLoss;
 
 /// The longest command line, in bytes: one string of an execve(2) argument list (MAX_ARG_STRLEN) less its NUL.
 pub const MAX_COMMAND_LINE: usize = 128 * 1024 - 1;
@@ -49,6 +50,9 @@ pub struct JobSpec {
     /// Milliseconds from the start of the command; 0: none.
     #[serde(default)]
     pub timeout: u64,
+    /// What becomes of it when its node is lost. The master's business: no node hears of it.
+    #[serde(default)]
+    pub on_node_loss: OnNodeLoss,
 }
 
 impl JobSpec {

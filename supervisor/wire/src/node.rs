@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::{CpuAmount, CpuSet};
 use crate::ids::{Attempt, BootId, EventNumber, ImageId, InstanceId, JobId, NodeId, TaskId};
+use crate::lease::Stamp;
 use crate::task::TaskReport;
 
 /// `GET /resource`: what is free now, and what the node has and is.
@@ -45,6 +46,9 @@ pub struct NodeResource {
     /// Cgroups and container folders of its that no task stands behind, as last counted. 0 on a healthy node.
     #[serde(default)]
     pub leaks: u64,
+    /// When it said this, by its own clock; an older node does not tell, and knows no leases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<Stamp>,
 }
 
 /// `data` of `GET /task/events`: every task whose latest change is after N, oldest change first.
@@ -152,6 +156,8 @@ pub enum RefusalCode {
     NoRoom,
     /// It could never run on this node.
     Impossible,
+    /// The stamp that came with it is too old to begin a lease with; ask what is free, and again with that stamp.
+    Stale,
     /// This attempt has run here, and its master has acknowledged its end.
     AlreadyRun,
     /// There is no such thing.
@@ -185,7 +191,7 @@ impl Refusal {
             RefusalCode::Forbidden => 403,
             RefusalCode::NotFound => 404,
             RefusalCode::MethodNotAllowed => 405,
-            RefusalCode::NoRoom | RefusalCode::AlreadyRun => 409,
+            RefusalCode::NoRoom | RefusalCode::AlreadyRun | RefusalCode::Stale => 409,
             RefusalCode::Busy => 503,
             RefusalCode::Internal | RefusalCode::Unknown => 500,
         }

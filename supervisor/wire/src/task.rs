@@ -7,6 +7,7 @@ use crate::cpu::CpuRequest;
 use crate::failure::{BadInput, Reason};
 use crate::ids::{Attempt, ContainerId, EventNumber, ImageId, InstanceId, JobId, TaskId};
 use crate::job::{JobSpec, Resource};
+use crate::lease::{OnNodeLoss, TaskLease};
 use crate::state::State;
 
 /// The longest name of a master, in bytes: it is repeated in every report.
@@ -43,6 +44,9 @@ pub struct TaskRequest {
     /// Whose job it is: two masters may both have a job 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<InstanceId>,
+    /// Until when it may run unheard of; without one, for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<TaskLease>,
 }
 
 /// [`Resource`], forgiving of keys this version does not know.
@@ -84,7 +88,13 @@ impl TaskRequest {
             job_id: origin.job_id,
             attempt: origin.attempt,
             master: origin.master,
+            lease: None,
         }
+    }
+
+    /// The same under a lease, or without one.
+    pub fn under(self, lease: Option<TaskLease>) -> TaskRequest {
+        TaskRequest { lease, ..self }
     }
 
     /// The idempotency key, where the request has one.
@@ -114,6 +124,7 @@ impl TaskRequest {
             package_path: self.package_path,
             image_id: self.image_id,
             timeout: self.timeout,
+            on_node_loss: OnNodeLoss::Wait,
         }
     }
 }

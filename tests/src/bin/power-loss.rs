@@ -63,10 +63,10 @@ impl Cluster {
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let share = at("berth/share");
         let node = words(&["--state-dir", &at("berth"), "--share", &share, "--cpu", "2", "--mem", "512"]);
-        let supervisor = Daemon::start("berth-supervisor", node, disk.join("supervisor.log"), None);
+        let supervisor = Daemon::start("berth-supervisor", node, disk.join("supervisor.log"), None, None);
         let node = format!("0={}", supervisor.addr());
         let master = words(&["--state-dir", &at("berth-master"), "--share", &share, "--node", &node]);
-        let master = Daemon::start("berth-master", master, disk.join("master.log"), None);
+        let master = Daemon::start("berth-master", master, disk.join("master.log"), None, None);
         Cluster { supervisor, master, disk: disk.to_owned() }
     }
 

@@ -134,7 +134,7 @@ fn walk(interrupt: &Interrupt) -> ExitCode {
     for processes in
         [&[Process::Supervisor, Process::Sweeper][..], &[Process::Init, Process::Payload], &[Process::Master]]
     {
-        let mut storm = Storm::start(1);
+        let mut storm = Storm::for_a_walk();
         for step in steps(processes).into_iter().take_while(|_| !interrupt.came()) {
             let taken = take(&mut storm, step);
             let counts = taken.tally.cells();
