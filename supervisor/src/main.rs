@@ -92,5 +92,6 @@ fn launch_settings(node: &NodeConfig) -> Result<launch::Settings, launch::UnionE
         state_dir: node.state_dir.clone(),
         package_roots: node.package_roots.clone(),
         union: launch::choose_union(node.union, &node.state_dir)?,
+        log_limit_bytes: node.log_limit_bytes,
     })
 }

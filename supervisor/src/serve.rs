@@ -119,6 +119,7 @@ impl Supervisor {
             state_dir: config.state_dir.clone(),
             package_roots: config.package_roots.clone(),
             union: launch::choose_union(config.union, &config.state_dir)?,
+            log_limit_bytes: config.log_limit_bytes,
         };
         let launcher = Launcher::new(&settings)?;
         let (journal, records) = Journal::open(&state_dir.journal())?;

@@ -450,15 +450,24 @@ pub fn classify(
         Some(End::Signaled { signal }) => failed(or_memory(Reason::Signal { signal: *signal })),
         Some(End::TimedOut) => (State::Timeout, None),
         Some(End::Killed) => (State::Killed, None),
+        Some(End::LogLimit { stream, limit_bytes }) => {
+            failed(Reason::LogLimit { stream: *stream, limit_bytes: *limit_bytes })
+        }
         Some(End::LaunchFailed { step, cause }) => {
             failed(Reason::LaunchFailed { step: step.clone(), cause: cause.clone() })
         }
     };
     let exit_code = match record.map(|record| &record.end) {
         Some(End::Exited { code }) => Some(*code),
-        Some(End::Signaled { .. } | End::TimedOut | End::Killed | End::NeverTold | End::LaunchFailed { .. }) | None => {
-            None
-        }
+        Some(
+            End::Signaled { .. }
+            | End::TimedOut
+            | End::Killed
+            | End::LogLimit { .. }
+            | End::NeverTold
+            | End::LaunchFailed { .. },
+        )
+        | None => None,
     };
     (state, reason, exit_code)
 }

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::logs::Log;
+use crate::size;
+
 /// Input that was refused: which field, and why, in words the sender can act on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{field}: {message}")]
@@ -60,8 +63,13 @@ pub enum Reason {
     NodeLost,
     /// The end was seen but its status was recorded by nobody.
     Lost,
-    /// A log stream grew over its cap.
-    LogLimit,
+    /// It wrote more output than the node keeps of one task.
+    LogLimit {
+        /// To which stream.
+        stream: Log,
+        /// What that may hold at most.
+        limit_bytes: u64,
+    },
     /// The node refused the task as impossible; the sentence is the node's.
     Refused {
         /// Why.
@@ -87,7 +95,9 @@ impl fmt::Display for Reason {
             Reason::NodeRebooted => f.write_str("node rebooted"),
             Reason::NodeLost => f.write_str("node lost"),
             Reason::Lost => f.write_str("lost"),
-            Reason::LogLimit => f.write_str("log limit"),
+            Reason::LogLimit { stream, limit_bytes } => {
+                write!(f, "log limit ({stream} is over {})", size::in_words(*limit_bytes))
+            }
             Reason::Refused { message } => write!(f, "refused by the node: {message}"),
             Reason::Unknown => f.write_str("a reason this version of berth does not know"),
         }
@@ -146,6 +156,8 @@ mod tests {
         let launch = Reason::LaunchFailed { step: "mount overlay".into(), cause: "EINVAL".into() };
         assert_eq!(said(launch), "launch failed: mount overlay: EINVAL");
         assert_eq!(said(Reason::NodeRebooted), "node rebooted");
+        let flood = Reason::LogLimit { stream: Log::Stderr, limit_bytes: 1 << 30 };
+        assert_eq!(said(flood), "log limit (stderr is over 1 GiB)");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod job;
 pub mod json;
 pub mod logs;
 pub mod node;
+pub mod size;
 pub mod state;
 pub mod stderr_log;
 pub mod task;
