@@ -63,6 +63,8 @@ const LONG_POLL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 const MAX_TURN: usize = 4096;
 /// How long a node that turned a job away is left alone before it is asked what is free.
 const AFTER_NO_ROOM: Duration = Duration::from_secs(1);
+/// How long a node that takes nothing is left alone before it is asked whether it does again.
+const CLOSED_UNTIL_ASKED: Duration = Duration::from_secs(2);
 /// How long after a failed create or kill the node is looked at again.
 const AFTER_A_FAILED_CALL: Duration = Duration::from_millis(250);
 /// How long after a turn that could not be committed the nodes are asked to say it again.
@@ -94,12 +96,12 @@ pub enum Message {
         /// All of them, by number.
         reply: Sender<Vec<Node>>,
     },
-    /// Say why a job waits.
+    /// Say what holds a job up.
     Why {
         /// Which.
         job: JobId,
-        /// A sentence; `None`: it does not wait.
-        reply: Sender<Option<String>>,
+        /// What does, if anything.
+        reply: Sender<Holds>,
     },
     /// A node said something.
     Heard(Box<Heard>),
@@ -129,11 +131,22 @@ enum Call {
     KillTaken,
 }
 
+/// What holds a job up, in sentences.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holds {
+    /// Why it is not running yet: the scheduler's word.
+    pub waits: Option<String>,
+    /// What keeps it on its node from going on or from ending: the node's word.
+    pub stuck: Option<String>,
+}
+
 /// A job that has not ended.
 #[derive(Debug)]
 struct Active {
     job: Job,
     kill_asked: bool,
+    /// What its node says holds it up. Not kept: the node says it again when all is asked for.
+    stuck: Option<String>,
     call: Call,
 }
 
@@ -287,7 +300,7 @@ impl Owner {
                     }
                 }
             }
-            self.active.insert(job.id, Active { job, kill_asked, call: Call::Idle });
+            self.active.insert(job.id, Active { job, kill_asked, stuck: None, call: Call::Idle });
         }
         Ok(())
     }
@@ -333,7 +346,7 @@ impl Owner {
                 Message::Submit { specs, reply } => self.submit(specs, reply, now),
                 Message::Kill { job, reply } => self.kill(job, reply, now),
                 Message::Nodes { reply } => tell(&reply, self.shown()),
-                Message::Why { job, reply } => tell(&reply, self.why(job)),
+                Message::Why { job, reply } => tell(&reply, self.holds(job)),
                 Message::Heard(heard) => self.hear(*heard, now),
                 Message::Stop => {}
             }

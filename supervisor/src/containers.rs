@@ -21,6 +21,7 @@ use crate::fault;
 use crate::launch::record;
 use crate::launch::step::Step;
 use crate::launch::{InitLine, LaunchRequest, Launched, Launcher, Logs, Network};
+use crate::stuck::{self, Should};
 use crate::task::{Event, Init, Now};
 
 mod ends;
@@ -33,6 +34,11 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 const WORTH_A_WORD: u32 = 12;
 /// Descriptors that are not for tasks: connections, readers, a launch's layers and cgroups, the daemon's own.
 const OTHER_DESCRIPTORS: u64 = 1_500;
+/// How long a container may take to be ready, and an init to leave, before we look what holds it up; and the longest time
+/// between two such looks.
+const READY_BY_THEN: Duration = Duration::from_secs(10);
+const LEFT_BY_THEN: Duration = Duration::from_secs(2);
+const LONGEST_TIME_BETWEEN_LOOKS: Duration = Duration::from_secs(60);
 /// How often we look whether an adopted task has begun, or what a launch waits for has gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -65,12 +71,27 @@ impl Places {
 #[derive(Debug)]
 struct LiveInit {
     pidfd: OwnedFd,
+    pid: i32,
     /// The line to it; an adopted init's was cut when its supervisor died.
     line: Option<InitLine>,
     /// Whether it may have been told to go.
     told: bool,
     /// Its layout.
     layout: usize,
+}
+
+/// A task that should have got further by then.
+#[derive(Debug, Clone, Copy)]
+struct Suspect {
+    should: Should,
+    look_at: Instant,
+    pause: Duration,
+}
+
+impl Suspect {
+    fn new(should: Should, pause: Duration, now: Now) -> Suspect {
+        Suspect { should, look_at: now.instant + pause, pause }
+    }
 }
 
 /// Something that belongs to nobody any more, and is not gone yet.
@@ -92,6 +113,8 @@ pub struct Containers {
     /// How many inits there are descriptors for.
     max_inits: usize,
     inits: HashMap<TaskId, LiveInit>,
+    /// Tasks that may be stuck.
+    suspects: HashMap<TaskId, Suspect>,
     /// Adopted tasks of which nobody has heard whether they had begun, by when to look.
     unheard: BTreeMap<TaskId, Instant>,
     /// Tasks to be launched again, by when to look whether nothing is in the way any more.
@@ -121,6 +144,7 @@ impl Containers {
             layouts,
             watcher,
             inits: HashMap::new(),
+            suspects: HashMap::new(),
             unheard: BTreeMap::new(),
             clearing: BTreeMap::new(),
             dead: BTreeMap::new(),
@@ -140,7 +164,7 @@ impl Containers {
     }
 
     /// Clones an init for the task. It builds the container and waits for [`Containers::say_go`].
-    pub fn launch(&mut self, task: TaskId, spec: &JobSpec, origin: &TaskOrigin) -> Result<Init, Reason> {
+    pub fn launch(&mut self, task: TaskId, spec: &JobSpec, origin: &TaskOrigin, now: Now) -> Result<Init, Reason> {
         let container = ContainerId(task).to_string();
         let request = LaunchRequest {
             container: &container,
@@ -156,8 +180,12 @@ impl Containers {
             log::warn!("{error}");
             error.reason()
         })?;
+        self.suspects.insert(task, Suspect::new(Should::Begin, READY_BY_THEN, now));
         self.watch(task, launched, layout)
             .step(|| "watch init".to_owned())
+            .inspect_err(|_| {
+                self.suspects.remove(&task);
+            })
             .map_err(|failed| Reason::LaunchFailed { step: failed.step, cause: failed.cause })
     }
 
@@ -178,21 +206,26 @@ impl Containers {
             .and_then(|()| self.watcher.watch_init(task, pidfd.as_fd()))
             .and_then(|()| self.watcher.watch_line(task, &line).inspect_err(|_| self.watcher.release(&pidfd)));
         watched.inspect_err(|_| child::kill_and_reap(&pidfd))?;
-        self.inits.insert(task, LiveInit { pidfd, line: Some(line), told: false, layout });
+        self.inits.insert(task, LiveInit { pidfd, pid, line: Some(line), told: false, layout });
         Ok(Init { pid, start_time })
     }
 
     /// Takes over an init that an earlier supervisor launched.
-    pub fn adopt(&mut self, task: TaskId, pidfd: OwnedFd, layout: usize) -> io::Result<()> {
+    pub fn adopt(&mut self, task: TaskId, init: Init, pidfd: OwnedFd, layout: usize, now: Now) -> io::Result<()> {
         self.watcher.watch_init(task, pidfd.as_fd())?;
+        // Its end may be recorded already, and the line over which it said so was the last supervisor's.
+        if self.is_recorded(task) {
+            self.suspects.insert(task, Suspect::new(Should::Leave, LEFT_BY_THEN, now));
+        }
         // Without a line nothing can be said to it; whether it was told to go is for its record to say.
-        self.inits.insert(task, LiveInit { pidfd, line: None, told: true, layout });
+        self.inits.insert(task, LiveInit { pidfd, pid: init.pid, line: None, told: true, layout });
         Ok(())
     }
 
     /// Looks every now and then whether an adopted task has begun.
     pub fn look_for_start(&mut self, task: TaskId, now: Now) {
         self.unheard.insert(task, now.instant);
+        self.suspects.entry(task).or_insert(Suspect::new(Should::Begin, READY_BY_THEN, now));
     }
 
     /// Lets init run the command.
@@ -207,13 +240,14 @@ impl Containers {
         fault::moment(Point::LaunchTold);
     }
 
-    /// The line to init can be read: the command has begun, or init has closed it.
-    pub fn hear(&mut self, task: TaskId) -> Option<Event> {
+    /// The line to init can be read: the command has begun, or init has recorded its end and closed the line, maybe both.
+    pub fn hear(&mut self, task: TaskId, now: Now) -> Option<Event> {
         let init = self.inits.get_mut(&task)?;
         match init.line.as_ref()?.started() {
             Ok(Some(at)) => {
-                self.cut_line(task);
-                Some(Event::Started(Some(at)))
+                self.suspects.remove(&task);
+                // What comes next may be there already, and an edge is told only once.
+                self.hear(task, now).or(Some(Event::Started(Some(at))))
             }
             Ok(None) => None,
             Err(error) => {
@@ -222,6 +256,7 @@ impl Containers {
                 // init has not heard it (unix_release_sock() in net/unix/af_unix.c).
                 init.told &= error.kind() != io::ErrorKind::ConnectionReset;
                 self.cut_line(task);
+                self.suspects.insert(task, Suspect::new(Should::Leave, LEFT_BY_THEN, now));
                 None
             }
         }
@@ -248,10 +283,40 @@ impl Containers {
 
     /// SIGKILL to init and to all that is left in the cgroup.
     pub fn kill(&mut self, task: TaskId) {
+        self.suspects.remove(&task);
         if let Some(init) = self.inits.get(&task) {
             self.layouts[init.layout].kill(&ContainerId(task).to_string());
             self.signal(task, Signal::KILL);
         }
+    }
+
+    /// What keeps a task that was killed from being gone.
+    pub fn why_not_gone(&self, task: TaskId) -> Option<String> {
+        self.look_why(task, if self.is_recorded(task) { Should::Leave } else { Should::BeGone })
+    }
+
+    /// What holds up those that should have got further by now; `None`: nothing any more.
+    pub fn take_looks(&mut self, now: Now) -> Vec<(TaskId, Option<String>)> {
+        let due = self.suspects.iter_mut().filter(|(_, suspect)| suspect.look_at <= now.instant);
+        let due: Vec<(TaskId, Should)> = due
+            .map(|(task, suspect)| {
+                suspect.pause = (suspect.pause * 2).min(LONGEST_TIME_BETWEEN_LOOKS);
+                suspect.look_at = now.instant + suspect.pause;
+                (*task, suspect.should)
+            })
+            .collect();
+        due.into_iter().map(|(task, should)| (task, self.look_why(task, should))).collect()
+    }
+
+    /// Whether its init has written down how it ended.
+    fn is_recorded(&self, task: TaskId) -> bool {
+        record::read(&self.places.folder(&ContainerId(task).to_string())).is_ok_and(|record| record.is_some())
+    }
+
+    fn look_why(&self, task: TaskId, should: Should) -> Option<String> {
+        let init = self.inits.get(&task)?;
+        let members = self.layouts[init.layout].members(&ContainerId(task).to_string());
+        stuck::in_words(should, &stuck::look(members.into_iter().chain([init.pid])))
     }
 
     fn signal(&self, task: TaskId, signal: Signal) {
@@ -267,9 +332,10 @@ impl Containers {
     pub fn reap(&mut self, task: TaskId, spec: &JobSpec, now: Now) -> Option<Event> {
         fault::moment(Point::EndExited);
         // The line may have its last word still to say; when it began is in the record as well.
-        let _ = self.hear(task);
+        let _ = self.hear(task, now);
         self.cut_line(task);
         let init = self.inits.remove(&task)?;
+        self.suspects.remove(&task);
         self.unheard.remove(&task);
         self.watcher.release(&init.pidfd);
         match child::reap(&init.pidfd) {
@@ -407,7 +473,9 @@ impl Containers {
     /// When [`Containers::expire`] must be called.
     pub fn next_deadline(&self) -> Option<Instant> {
         let remnant = self.remnants.first_key_value().map(|((due, _), _)| *due);
-        self.unheard.values().chain(self.clearing.values()).copied().chain(remnant).chain(self.next_reading()).min()
+        let suspect = self.suspects.values().map(|suspect| suspect.look_at).min();
+        let looks = remnant.into_iter().chain(suspect).chain(self.next_reading());
+        self.unheard.values().chain(self.clearing.values()).copied().chain(looks).min()
     }
 
     /// Tries again what was busy; tells which adopted tasks have begun, and how those ended that could not be asked before.
@@ -424,6 +492,7 @@ impl Containers {
     fn look(&mut self, task: TaskId, now: Now) -> Option<(TaskId, Event)> {
         if self.has_begun(task) {
             self.unheard.remove(&task);
+            self.suspects.remove(&task);
             return Some((task, Event::Started(None)));
         }
         self.unheard.insert(task, now.instant + LOOK_AGAIN);

@@ -45,9 +45,7 @@ pub fn answer(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
         other => other,
     };
     match (method, request.path.as_str()) {
-        (Method::Get, "/resource") => {
-            Reply::Now(Response::json(200, &table.node().resource(table.free(), table.living())))
-        }
+        (Method::Get, "/resource") => Reply::Now(Response::json(200, &table.resource())),
         (Method::Post, "/task/create") => Reply::Now(create(&request.body, table)),
         (Method::Post, "/task/kill") => Reply::Now(kill(request, table, now)),
         (Method::Get, "/task/info") => Reply::Now(info(request, table)),
@@ -198,8 +196,7 @@ fn wait_ms(text: &str) -> Result<u64, BadInput> {
 
 /// Everything that changed after `after`, and what is free now.
 fn news(table: &TaskTable, after: EventNumber) -> Response {
-    let resource = table.node().resource(table.free(), table.living());
-    done(Events { last: table.last_event(), events: table.changes_after(after), resource })
+    done(Events { last: table.last_event(), events: table.changes_after(after), resource: table.resource() })
 }
 
 /// A task that was forgotten still has its logs, so only a number never given out is refused here.

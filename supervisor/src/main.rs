@@ -29,6 +29,7 @@ mod sealed_copy;
 mod security;
 mod serve;
 mod state_dir;
+mod stuck;
 mod sweep;
 mod sys;
 mod task;

@@ -112,7 +112,7 @@ impl Node {
     }
 
     /// What `GET /resource` tells.
-    pub fn resource(&self, free: Share, tasks: usize) -> NodeResource {
+    pub fn resource(&self, free: Share, tasks: usize, closed: Option<String>) -> NodeResource {
         NodeResource {
             cpu: free.cpu,
             mem: free.mem_mib,
@@ -133,6 +133,7 @@ impl Node {
             kernel: self.kernel.clone(),
             cgroups: self.cgroups.clone(),
             union: self.union.clone(),
+            closed,
         }
     }
 }

@@ -213,7 +213,7 @@ impl Supervisor {
                 }
             }
             Event::InitSpoke(task) => {
-                if let Some(event) = self.containers.hear(task) {
+                if let Some(event) = self.containers.hear(task, now) {
                     self.table.apply(task, event, now);
                 }
             }
@@ -269,6 +269,9 @@ impl Supervisor {
         for task in self.containers.take_cleared(now) {
             self.table.queue(task);
         }
+        for (task, why) in self.containers.take_looks(now) {
+            self.table.call_stuck(task, why);
+        }
         self.readers.expire(now.instant);
     }
 
@@ -293,6 +296,7 @@ impl Supervisor {
                 Deed::SayGo => self.containers.say_go(task),
                 Deed::Terminate => self.containers.terminate(task),
                 Deed::Kill => self.containers.kill(task),
+                Deed::LookWhy => self.table.call_stuck(task, self.containers.why_not_gone(task)),
                 Deed::Release => {
                     self.containers.release(task, now);
                     self.log_pages.add(self.places.logs(task), now.instant);
@@ -312,7 +316,7 @@ impl Supervisor {
         }
         let Some(task) = self.table.next_launch() else { return };
         let (Some(spec), Some(origin)) = (self.table.spec(task), self.table.origin(task)) else { return };
-        let event = match self.containers.launch(task, spec, origin) {
+        let event = match self.containers.launch(task, spec, origin, now) {
             Ok(init) => task::Event::Launched(init),
             Err(reason) => task::Event::LaunchFailed(reason),
         };

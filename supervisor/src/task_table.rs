@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
-use wire::node::{Refusal, RefusalCode};
+use wire::node::{NodeResource, Refusal, RefusalCode};
 use wire::task::{AttemptKey, TaskOrigin, TaskReport, TaskRequest};
 use wire::{EventNumber, InstanceId, JobSpec, TaskId};
 
@@ -37,6 +37,8 @@ pub enum Deed {
     Terminate,
     /// SIGKILL to init and to all in the cgroup.
     Kill,
+    /// See what keeps it from dying; [`TaskTable::call_stuck`] says it.
+    LookWhy,
     /// Remove cgroup and folder.
     Release,
 }
@@ -48,6 +50,8 @@ struct Living {
     task: Task,
     /// The latest that may be told: the journal has it.
     told: TaskReport,
+    /// What holds it up, as far as it was told.
+    stuck: Option<String>,
     /// What it takes of the node.
     share: Share,
     /// In which era its latest init was launched.
@@ -133,7 +137,7 @@ impl TaskTable {
         self.key_of(&task.origin, task.id);
         self.by_event.insert(event, task.id);
         self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, task.id)));
-        self.living.insert(task.id, Living { told: task.report(event), task, share, era });
+        self.living.insert(task.id, Living { told: task.report(event), task, stuck: None, share, era });
     }
 
     fn key_of(&mut self, origin: &TaskOrigin, id: TaskId) {
@@ -148,6 +152,12 @@ impl TaskTable {
     /// What is not given to a task.
     pub fn free(&self) -> Share {
         self.node.total.minus(self.used)
+    }
+
+    /// What `GET /resource` tells.
+    pub fn resource(&self) -> NodeResource {
+        let closed = self.check_journal().and_then(|()| self.node.check_disk()).err();
+        self.node.resource(self.free(), self.living.len(), closed.map(|refusal| refusal.message))
     }
 
     /// How many tasks have not ended.
@@ -252,14 +262,14 @@ impl TaskTable {
     /// Something has happened to a task.
     pub fn apply(&mut self, id: TaskId, event: Event, now: Now) {
         let Some(living) = self.living.remove(&id) else { return };
-        let Living { task, told, share, era } = living;
+        let Living { task, told, stuck, share, era } = living;
         if let Some(deadline) = task.next_deadline() {
             self.deadlines.remove(&(deadline, id));
         }
         let era = if matches!(event, Event::Launched(_)) { self.eras.len().saturating_sub(1) } else { era };
         let (task, actions) = task.step(event, now);
         self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, id)));
-        self.living.insert(id, Living { task, told, share, era });
+        self.living.insert(id, Living { task, told, stuck, share, era });
         self.perform(id, actions, now);
     }
 
@@ -288,10 +298,7 @@ impl TaskTable {
             Action::SayGo => Deed::SayGo,
             Action::Terminate => Deed::Terminate,
             Action::Kill => Deed::Kill,
-            Action::CallStuck => {
-                log::error!("task {id} is stuck: SIGKILL does not end it; it keeps its share and is tried again");
-                return Ok(());
-            }
+            Action::CallStuck => Deed::LookWhy,
             Action::Release => Deed::Release,
         };
         self.deeds.push_back((id, deed));
@@ -310,6 +317,27 @@ impl TaskTable {
         self.append(&record)
     }
 
+    /// Says what holds a task up, or that nothing does any more. What cannot be written down is not told: whoever looked
+    /// looks again.
+    pub fn call_stuck(&mut self, id: TaskId, why: Option<String>) {
+        let Some(living) = self.living.get(&id).filter(|living| living.stuck != why) else { return };
+        match &why {
+            Some(why) => log::error!("task {id} is stuck: {why}; it keeps its share"),
+            None => log::info!("task {id} is not stuck any more"),
+        }
+        let event = EventNumber(self.last_event.0 + 1);
+        let report = TaskReport { stuck: why.clone(), event, ..living.told.clone() };
+        if !self.parked.is_empty() || self.append(&Record::Stuck { task: id, event, why: why.clone() }).is_err() {
+            return;
+        }
+        self.last_event = event;
+        if let Some(living) = self.living.get_mut(&id) {
+            self.by_event.remove(&living.told.event);
+            self.by_event.insert(event, id);
+            (living.told, living.stuck) = (report, why);
+        }
+    }
+
     /// A change becomes public: numbered, written, and from then on part of what may be told.
     fn tell(&mut self, id: TaskId, change: &Change) -> Result<(), String> {
         let event = EventNumber(self.last_event.0 + 1);
@@ -318,6 +346,8 @@ impl TaskTable {
         let Some(living) = self.living.get_mut(&id) else { return Ok(()) };
         self.by_event.remove(&living.told.event);
         self.by_event.insert(event, id);
+        // It moved, so it is not stuck, or not where it was.
+        living.stuck = None;
         living.told = living.task.report(event);
         log::debug!("task {id}: {}", living.told.status);
         if matches!(change, Change::Ended)

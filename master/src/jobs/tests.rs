@@ -493,7 +493,7 @@ fn while_a_node_has_not_spoken_nothing_is_called_impossible_and_the_job_says_why
     assert_eq!(jobs.unwrap()[0].status, State::Pending);
     let (reply, answer) = mpsc::channel();
     master.turn(vec![Message::Why { job: JobId(1), reply }]);
-    let why = answer.recv().unwrap().unwrap();
+    let why = answer.recv().unwrap().waits.unwrap();
     assert!(why.starts_with("needs 9999 MiB; the largest node 0 has 1000 MiB in all (no answer from node 1"), "{why}");
 }
 

@@ -117,6 +117,7 @@ pub(super) fn resource(node: u32, images: &[&str]) -> NodeResource {
         kernel: "6.18.5-amd64".to_owned(),
         cgroups: "hybrid".to_owned(),
         union: "overlay".to_owned(),
+        closed: None,
     }
 }
 
@@ -189,6 +190,7 @@ pub(super) fn details(job: Job) -> Details {
     Details {
         job,
         waits: None,
+        stuck: None,
         kill_asked: false,
         monitor: log(
             "09:13:53.102 task 104233 of job 104230, attempt 1\n09:13:53.103 cgroups: memory 512 MiB, cpu 2, pids 512\n\
@@ -237,6 +239,7 @@ fn the_pages_can_be_written_out_and_looked_at() {
     let search = JobQuery { q: format!("{SCRIPT} \u{202e}"), status: Some(State::Running), ..JobQuery::default() };
     let waiting = Details {
         waits: Some("needs 128 CPUs; the largest node has 16".to_owned()),
+        stuck: None,
         stdout: LogTail::NotYet,
         stderr: LogTail::NotYet,
         monitor: LogTail::NotYet,

@@ -63,8 +63,10 @@ pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
         monitor.say(format!("cannot write the end record: {error}"));
     }
     fault::moment(Point::InitRecorded);
-    // The end of the line is that word. Whoever launched us may be gone; the record is there for the next one.
-    let _ = line.shutdown(Shutdown::Write);
+    if written.is_ok() {
+        // The end of the line is that word. Whoever launched us may be gone; the record is there for the next one.
+        let _ = line.shutdown(Shutdown::Write);
+    }
     if let Some(logs) = ran.logs.filter(|logs| matches!(logs.look(), Look::Over(_))) {
         wait_for_the_dead();
         if let Err(error) = logs.cut() {

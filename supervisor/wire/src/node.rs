@@ -42,6 +42,9 @@ pub struct NodeResource {
     pub cgroups: String,
     /// How it unites layers: `overlay` or `aufs`.
     pub union: String,
+    /// Why it takes no task at present, however much is free: its disk is full, or it cannot write its journal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<String>,
 }
 
 /// `data` of `GET /task/events`: every task whose latest change is after N, oldest change first.
