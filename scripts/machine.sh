@@ -45,6 +45,7 @@ package_of() {
     busybox) echo busybox-static ;;
     cc) echo gcc libc6-dev ;;
     glusterd) echo glusterfs-server ;;
+    mkfs.ext4) echo e2fsprogs ;;
     mount.glusterfs) echo glusterfs-client ;;
     qemu-system-x86_64) echo qemu-system-x86 ;;
     setsid) echo util-linux ;;

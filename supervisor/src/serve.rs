@@ -352,6 +352,7 @@ fn this_node(config: &NodeConfig, settings: &Settings, instance: InstanceId, boo
         total: Share { cpu: config.cpu, mem_mib: config.mem_mib },
         cpus: config.cpus.clone(),
         image_dir: settings.image_dir(),
+        container_dir: config.state_dir.join("cont"),
         package_roots: config.package_roots.clone(),
         kernel: node::kernel(),
         cgroups: layout.kind().to_string(),

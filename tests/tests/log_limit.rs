@@ -12,8 +12,7 @@ use tests::wait::until;
 const CAP: u64 = 1 << 20;
 
 fn capped() -> NodePlan {
-    let flags = ["--log-limit", "1MiB"].map(str::to_owned).to_vec();
-    NodePlan { flags, ..NodePlan::default() }
+    NodePlan::default().flags(&["--log-limit", "1MiB"])
 }
 
 fn size(node: &Node, task: u64, file: &str) -> u64 {
