@@ -328,13 +328,14 @@ impl Owner {
 
     /// One turn. Returns the orders that follow from what is now committed; an error is the end.
     pub fn turn(&mut self, messages: Vec<Message>, now: Now) -> Result<Vec<Order>, StoreError> {
+        let count = messages.len();
         let unheard: Vec<(NodeId, bool)> = messages.iter().filter_map(who_speaks).collect();
         self.apply(messages, now);
         match self.write() {
             Ok(()) => Ok(self.speak()),
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
-                log::error!("nothing of the last {} messages was kept: {error}", unheard.len());
+                log::error!("nothing of the last {count} messages was kept: {error}");
                 self.start_over(&unheard)
             }
         }

@@ -136,7 +136,8 @@ impl Containers {
         watcher: Watcher,
         descriptors: u64,
     ) -> Containers {
-        let max_inits = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(OTHER_DESCRIPTORS / 10) / 2;
+        // Where there are few, half of them: a task that waits its turn is better off than one that fails for want of one.
+        let max_inits = (descriptors - OTHER_DESCRIPTORS.min(descriptors / 2)) / 2;
         Containers {
             max_inits: usize::try_from(max_inits).unwrap_or(usize::MAX),
             launcher,

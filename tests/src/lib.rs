@@ -19,6 +19,7 @@ pub mod interrupt;
 pub mod job;
 pub mod leaks;
 pub mod ledger;
+pub mod limited_group;
 pub mod master;
 mod mount;
 pub mod node;
