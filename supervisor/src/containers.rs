@@ -21,11 +21,12 @@ use crate::fault;
 use crate::launch::record;
 use crate::launch::step::Step;
 use crate::launch::{InitLine, LaunchRequest, Launched, Launcher, Logs, Network};
-use crate::stuck::{self, Should};
 use crate::task::{Event, Init, Now};
 
 mod ends;
+mod suspects;
 pub use ends::Dead;
+use suspects::Suspect;
 
 /// The first pause before a busy cgroup or folder is tried again; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -34,11 +35,6 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 const WORTH_A_WORD: u32 = 12;
 /// Descriptors that are not for tasks: connections, readers, a launch's layers and cgroups, the daemon's own.
 const OTHER_DESCRIPTORS: u64 = 1_500;
-/// How long a container may take to be ready, and an init to leave, before we look what holds it up; and the longest time
-/// between two such looks.
-const READY_BY_THEN: Duration = Duration::from_secs(10);
-const LEFT_BY_THEN: Duration = Duration::from_secs(2);
-const LONGEST_TIME_BETWEEN_LOOKS: Duration = Duration::from_secs(60);
 /// How often we look whether an adopted task has begun, or what a launch waits for has gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -78,20 +74,6 @@ struct LiveInit {
     told: bool,
     /// Its layout.
     layout: usize,
-}
-
-/// A task that should have got further by then.
-#[derive(Debug, Clone, Copy)]
-struct Suspect {
-    should: Should,
-    look_at: Instant,
-    pause: Duration,
-}
-
-impl Suspect {
-    fn new(should: Should, pause: Duration, now: Now) -> Suspect {
-        Suspect { should, look_at: now.instant + pause, pause }
-    }
 }
 
 /// Something that belongs to nobody any more, and is not gone yet.
@@ -181,7 +163,7 @@ impl Containers {
             log::warn!("{error}");
             error.reason()
         })?;
-        self.suspects.insert(task, Suspect::new(Should::Begin, READY_BY_THEN, now));
+        self.suspects.insert(task, Suspect::to_begin(now));
         self.watch(task, launched, layout)
             .step(|| "watch init".to_owned())
             .inspect_err(|_| {
@@ -216,7 +198,7 @@ impl Containers {
         self.watcher.watch_init(task, pidfd.as_fd())?;
         // Its end may be recorded already, and the line over which it said so was the last supervisor's.
         if self.is_recorded(task) {
-            self.suspects.insert(task, Suspect::new(Should::Leave, LEFT_BY_THEN, now));
+            self.suspects.insert(task, Suspect::to_leave(now));
         }
         // Without a line nothing can be said to it; whether it was told to go is for its record to say.
         self.inits.insert(task, LiveInit { pidfd, pid: init.pid, line: None, told: true, layout });
@@ -226,7 +208,7 @@ impl Containers {
     /// Looks every now and then whether an adopted task has begun.
     pub fn look_for_start(&mut self, task: TaskId, now: Now) {
         self.unheard.insert(task, now.instant);
-        self.suspects.entry(task).or_insert(Suspect::new(Should::Begin, READY_BY_THEN, now));
+        self.suspects.entry(task).or_insert(Suspect::to_begin(now));
     }
 
     /// Lets init run the command.
@@ -257,7 +239,7 @@ impl Containers {
                 // init has not heard it (unix_release_sock() in net/unix/af_unix.c).
                 init.told &= error.kind() != io::ErrorKind::ConnectionReset;
                 self.cut_line(task);
-                self.suspects.insert(task, Suspect::new(Should::Leave, LEFT_BY_THEN, now));
+                self.suspects.insert(task, Suspect::to_leave(now));
                 None
             }
         }
@@ -289,35 +271,6 @@ impl Containers {
             self.layouts[init.layout].kill(&ContainerId(task).to_string());
             self.signal(task, Signal::KILL);
         }
-    }
-
-    /// What keeps a task that was killed from being gone.
-    pub fn why_not_gone(&self, task: TaskId) -> Option<String> {
-        self.look_why(task, if self.is_recorded(task) { Should::Leave } else { Should::BeGone })
-    }
-
-    /// What holds up those that should have got further by now; `None`: nothing any more.
-    pub fn take_looks(&mut self, now: Now) -> Vec<(TaskId, Option<String>)> {
-        let due = self.suspects.iter_mut().filter(|(_, suspect)| suspect.look_at <= now.instant);
-        let due: Vec<(TaskId, Should)> = due
-            .map(|(task, suspect)| {
-                suspect.pause = (suspect.pause * 2).min(LONGEST_TIME_BETWEEN_LOOKS);
-                suspect.look_at = now.instant + suspect.pause;
-                (*task, suspect.should)
-            })
-            .collect();
-        due.into_iter().map(|(task, should)| (task, self.look_why(task, should))).collect()
-    }
-
-    /// Whether its init has written down how it ended.
-    fn is_recorded(&self, task: TaskId) -> bool {
-        record::read(&self.places.folder(&ContainerId(task).to_string())).is_ok_and(|record| record.is_some())
-    }
-
-    fn look_why(&self, task: TaskId, should: Should) -> Option<String> {
-        let init = self.inits.get(&task)?;
-        let members = self.layouts[init.layout].members(&ContainerId(task).to_string());
-        stuck::in_words(should, &stuck::look(members.into_iter().chain([init.pid])))
     }
 
     fn signal(&self, task: TaskId, signal: Signal) {
@@ -474,8 +427,7 @@ impl Containers {
     /// When [`Containers::expire`] must be called.
     pub fn next_deadline(&self) -> Option<Instant> {
         let remnant = self.remnants.first_key_value().map(|((due, _), _)| *due);
-        let suspect = self.suspects.values().map(|suspect| suspect.look_at).min();
-        let looks = remnant.into_iter().chain(suspect).chain(self.next_reading());
+        let looks = remnant.into_iter().chain(self.next_look()).chain(self.next_reading());
         self.unheard.values().chain(self.clearing.values()).copied().chain(looks).min()
     }
 

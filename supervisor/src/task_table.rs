@@ -687,6 +687,28 @@ pub mod tests {
     }
 
     #[test]
+    fn what_a_task_is_stuck_on_is_told_once_and_until_it_moves_and_its_number_outlives_us() {
+        let mut it = Fixture::new("table-stuck");
+        let id = it.create();
+        it.launch(id);
+        let told = it.table.last_event();
+        let why = |it: &Fixture| it.table.report(id).unwrap().stuck.clone();
+        for _ in 0..2 {
+            it.table.call_stuck(id, Some("waits for a server".into()));
+        }
+        assert_eq!((why(&it), it.table.last_event().0), (Some("waits for a server".into()), told.0 + 1));
+        assert_eq!(it.table.changes_after(told).len(), 1);
+        it.restart();
+        assert_eq!(it.table.last_event().0, told.0 + 1);
+        it.table.call_stuck(id, Some("waits for another".into()));
+        it.table.apply(id, Event::Started(None), Now::read());
+        assert_eq!((why(&it), it.status(id)), (None, State::Running));
+        it.end(id);
+        it.table.call_stuck(id, Some("too late".into()));
+        assert_eq!((why(&it), it.status(id)), (None, State::Finished));
+    }
+
+    #[test]
     fn what_does_not_fit_now_is_refused_until_something_ends() {
         let mut it = Fixture::new("room");
         let first = it.create();

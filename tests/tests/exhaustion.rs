@@ -2,6 +2,7 @@
 //! reason, the daemon stays up and answers, and all is as before when there is enough again.
 
 use serde_json::json;
+use tests::http::Request;
 use tests::job::{job, job_with};
 use tests::limited_group::LimitedGroup;
 use tests::node::{Node, NodePlan};
@@ -50,6 +51,9 @@ fn a_task_that_cannot_be_forked_fails_with_that_reason_and_the_next_runs_when_it
         let reason = refused["reason"].as_str().unwrap_or_default();
         assert!(reason.starts_with("launch failed: ") && reason.ends_with("EAGAIN"), "{refused:#}");
         assert!(node.daemon().is_up());
+        // A log takes a process to be read. Whoever asks for one gets it, or hears why not.
+        let log = node.send(Request::get(&format!("/task/output?taskId={}", tasks[0])));
+        assert!(log.status == 200 || log.json()["error"]["code"] == "busy", "{log:?}");
         for &task in &tasks {
             node.get("/resource");
             node.kill(task);
