@@ -46,6 +46,7 @@ package_of() {
     cc) echo gcc libc6-dev ;;
     glusterd) echo glusterfs-server ;;
     ip) echo iproute2 ;;
+    mkfs.ext4) echo e2fsprogs ;;
     mount.glusterfs) echo glusterfs-client ;;
     qemu-system-x86_64) echo qemu-system-x86 ;;
     setsid) echo util-linux ;;

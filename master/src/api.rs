@@ -32,7 +32,7 @@ pub use streams::{LANES_HELD, Streams};
 use wants::Wants;
 
 use crate::job::{Job, Node};
-use crate::jobs::{Message, RefusedJob};
+use crate::jobs::{Holds, Message, RefusedJob};
 use crate::output::{LogError, LogOf, Logs, Piece};
 use crate::pages::view::{
     BatchForm, ConfirmKill, CreateFields, CreateForm, Details, Home, JobQuery, JobTable, LocalPath, LogTail, Login,
@@ -221,9 +221,9 @@ impl Api {
 
     fn details(&self, asked: &Asked, id: JobId) -> Result<Answer, Refused> {
         let Kept { job, kill_asked } = self.find(id)?;
-        let waits = match job.status {
+        let holds = match job.status {
             State::Pending | State::Assigned | State::Running => self.ask(|reply| Message::Why { job: id, reply })?,
-            State::Finished | State::Timeout | State::Failed | State::Killed => None,
+            State::Finished | State::Timeout | State::Failed | State::Killed => Holds::default(),
         };
         // A page without its logs would look as if there were none.
         let with_logs = asked.wants == Wants::Html || asked.query.get("logs") != Some("0");
@@ -231,20 +231,20 @@ impl Api {
         let response = match asked.wants {
             Wants::Json => {
                 let kill_asked = kill_asked && !job.status.is_final();
-                let why = waits.as_deref();
+                let (why, stuck) = (holds.waits.as_deref(), holds.stuck.as_deref());
                 let logs = with_logs.then(|| JsonLogs::new(&job, tails.as_ref()));
-                Response::json(200, &JsonDetails { job: &job, kill_asked, why, logs })
+                Response::json(200, &JsonDetails { job: &job, kill_asked, why, stuck, logs })
             }
-            Wants::Text => {
-                Response::text(200, text::job(&job, kill_asked, waits.as_deref()) + &text_logs(tails.as_ref()))
-            }
+            Wants::Text => Response::text(200, text::job(&job, kill_asked, &holds) + &text_logs(tails.as_ref())),
             Wants::Html => {
                 let [monitor, stdout, stderr] = match tails {
                     Some(tails) => tails.map(|tail| shown(&job, tail)),
                     None => [LogTail::NotYet, LogTail::NotYet, LogTail::NotYet],
                 };
                 let live = asked.query.get("live") != Some("0");
-                let view = Details { job, waits, kill_asked, monitor, stdout, stderr, now: Timestamp::now(), live };
+                let Holds { waits, stuck } = holds;
+                let view =
+                    Details { job, waits, stuck, kill_asked, monitor, stdout, stderr, now: Timestamp::now(), live };
                 Response::html(200, pages::details(&view).into_string())
             }
         };
@@ -378,7 +378,7 @@ impl Api {
         let job = self.ask(|reply| Message::Kill { job: id, reply })?.ok_or_else(|| Refused::no_job(id))?;
         let response = match asked.wants {
             Wants::Json => Response::json(200, &job),
-            Wants::Text => Response::text(200, text::job(&job, true, None)),
+            Wants::Text => Response::text(200, text::job(&job, true, &Holds::default())),
             Wants::Html => go_to(way_back(asked, id).as_str()),
         };
         Ok(response.into())
@@ -425,6 +425,8 @@ struct JsonDetails<'a> {
     kill_asked: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stuck: Option<&'a str>,
     /// Not with `logs=0`.
     #[serde(flatten)]
     logs: Option<JsonLogs>,
@@ -507,7 +509,7 @@ fn created_one(asked: &Asked, jobs: Vec<Job>) -> Response {
     let at = format!("/job/details/{}", job.id);
     match asked.wants {
         Wants::Json => Response::json(201, &job).with_header("Location", at),
-        Wants::Text => Response::text(201, text::job(&job, false, None)).with_header("Location", at),
+        Wants::Text => Response::text(201, text::job(&job, false, &Holds::default())).with_header("Location", at),
         Wants::Html => go_to("/"),
     }
 }

@@ -174,7 +174,7 @@ impl Serialize for Node {
         node.serialize_field("state", self.state.as_str())?;
         let (since, why) = match &self.state {
             NodeState::Lost { since, why } => (Some(since), Some(why)),
-            NodeState::Unknown | NodeState::Ready => (None, None),
+            NodeState::Unknown | NodeState::Ready => (None, said.and_then(|said| said.closed.as_ref())),
         };
         node.serialize_field("lostSince", &since)?;
         node.serialize_field("why", &why)?;

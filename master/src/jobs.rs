@@ -70,6 +70,8 @@ const LONG_POLL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 const MAX_TURN: usize = 4096;
 /// How long a node that turned a job away is left alone before it is asked what is free.
 const AFTER_NO_ROOM: Duration = Duration::from_secs(1);
+/// How long a node that takes nothing is left alone before it is asked whether it does again.
+const CLOSED_UNTIL_ASKED: Duration = Duration::from_secs(2);
 /// How long after a failed create or kill the node is looked at again.
 const AFTER_A_FAILED_CALL: Duration = Duration::from_millis(250);
 /// How long after a turn that could not be committed the nodes are asked to say it again.
@@ -101,12 +103,12 @@ pub enum Message {
         /// All of them, by number.
         reply: Sender<Vec<Node>>,
     },
-    /// Say why a job waits, or that its node is not heard of.
+    /// Say what holds a job up, its silent node among it.
     Why {
         /// Which.
         job: JobId,
-        /// A sentence; `None`: it does not wait.
-        reply: Sender<Option<String>>,
+        /// What does, if anything.
+        reply: Sender<Holds>,
     },
     /// A node said something.
     Heard(Box<Heard>),
@@ -136,11 +138,22 @@ enum Call {
     KillTaken,
 }
 
+/// What holds a job up, in sentences.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holds {
+    /// Why it is not running yet: the scheduler's word.
+    pub waits: Option<String>,
+    /// What keeps it on its node from going on or from ending: the node's word.
+    pub stuck: Option<String>,
+}
+
 /// A job that has not ended.
 #[derive(Debug)]
 struct Active {
     job: Job,
     kill_asked: bool,
+    /// What its node says holds it up. Not kept: the node says it again when all is asked for.
+    stuck: Option<String>,
     call: Call,
     /// It was there when this process started, and this process has not placed it.
     inherited: bool,
@@ -337,7 +350,7 @@ impl Owner {
                 }
             }
             let id = job.id;
-            self.active.insert(id, Active { job, kill_asked, call: Call::Idle, inherited: true });
+            self.active.insert(id, Active { job, kill_asked, stuck: None, call: Call::Idle, inherited: true });
             self.watch_abandoned(id, now.clock);
         }
         Ok(())
@@ -367,13 +380,14 @@ impl Owner {
 
     /// One turn. Returns the orders that follow from what is now committed; an error is the end.
     pub fn turn(&mut self, messages: Vec<Message>, now: Now) -> Result<Vec<Order>, StoreError> {
+        let count = messages.len();
         let unheard: Vec<(NodeId, bool)> = messages.iter().filter_map(who_speaks).collect();
         self.apply(messages, now);
         match self.write() {
             Ok(()) => Ok(self.speak()),
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
-                log::error!("nothing of the last {} messages was kept: {error}", unheard.len());
+                log::error!("nothing of the last {count} messages was kept: {error}");
                 self.start_over(&unheard, now)
             }
         }
@@ -385,7 +399,7 @@ impl Owner {
                 Message::Submit { specs, reply } => self.submit(specs, reply, now),
                 Message::Kill { job, reply } => self.kill(job, reply, now),
                 Message::Nodes { reply } => tell(&reply, self.shown()),
-                Message::Why { job, reply } => tell(&reply, self.why(job, now)),
+                Message::Why { job, reply } => tell(&reply, self.holds(job, now)),
                 Message::Heard(heard) => self.hear(*heard, now),
                 Message::Stop => {}
             }

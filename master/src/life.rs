@@ -365,6 +365,7 @@ pub mod tests {
             status,
             cause: (status == State::Failed).then_some(Reason::ExitCode { code: 3 }),
             reason: None,
+            stuck: None,
             exit_code: status.is_final().then_some(i32::from(status == State::Failed) * 3),
             started_at: (status > State::Assigned).then_some(NOW),
             ended_at: status.is_final().then_some(NOW),

@@ -299,11 +299,17 @@ impl Member {
         self.held.keys().copied()
     }
 
+    /// Whether it takes no job though there is room, by its own word.
+    pub fn is_closed(&self) -> bool {
+        self.resource.as_ref().is_some_and(|said| said.closed.is_some())
+    }
+
     /// What new jobs may use, if it takes any. The node's total less all of ours is never too much for us alone;
     /// what the node said is free, less those of ours it may not have counted yet, makes room for other masters'.
     pub fn room(&self) -> Option<(Arc<NodeResource>, Amount)> {
         let said = self.resource.as_ref()?;
-        let takes = self.state == NodeState::Ready && self.trouble.is_none() && !self.full;
+        let open = !self.full && said.closed.is_none();
+        let takes = self.state == NodeState::Ready && self.trouble.is_none() && open;
         let by_ours = Amount::total_of(said).minus(self.ours);
         let by_its_word = Amount::free_of(said).minus(self.uncounted);
         takes.then(|| (Arc::clone(said), by_ours.at_most(by_its_word)))

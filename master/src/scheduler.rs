@@ -371,6 +371,10 @@ impl Scheduler {
         let rooms: Vec<(&NodeResource, Amount)> =
             able.iter().filter_map(|node| Some((*node, self.rooms.get(&node.node_id)?.free))).collect();
         let Some((node, free)) = rooms.iter().max_by_key(|(_, free)| free.mem) else {
+            let closed = able.iter().find_map(|node| Some((node.node_id, node.closed.as_ref()?)));
+            if let Some((id, why)) = closed {
+                return format!("node {id} takes nothing new: {why}");
+            }
             return "the nodes that could run it take nothing new just now".to_owned();
         };
         if amount.mem > free.mem {
@@ -448,6 +452,7 @@ pub mod tests {
             union: "overlay".into(),
             leaks: 0,
             stamp: None,
+            closed: None,
         }
     }
 

@@ -141,9 +141,9 @@ fn watch(
     layout: usize,
     now: Now,
 ) -> io::Result<()> {
-    let Some(pidfd) = init else { return Ok(()) };
+    let (Some(pidfd), Some(init)) = (init, task.init()) else { return Ok(()) };
     fault::call(Point::AdoptWatch)?;
-    containers.adopt(task.id, pidfd, layout)?;
+    containers.adopt(task.id, init, pidfd, layout, now)?;
     if matches!(task.phase, Phase::Launched { .. }) {
         match containers.has_begun(task.id) {
             true => table.apply(task.id, Event::Started(None), now),

@@ -345,6 +345,12 @@ impl Layout {
         self.hierarchies.iter().any(members)
     }
 
+    /// The processes in `group`, as the host counts them.
+    pub fn members(&self, group: &str) -> Vec<i32> {
+        let members = self.hierarchies.iter().find_map(|hierarchy| hierarchy.read(group, "cgroup.procs").ok());
+        members.unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
     /// v2 counts CPU time in every group, whether or not it has the controller.
     fn cpu_time(&self, group: &str) -> io::Result<Option<Duration>> {
         if let Some(unified) = self.unified() {
@@ -372,8 +378,7 @@ impl Layout {
         if let Some(Err(error)) = freeze("FROZEN") {
             log::debug!("{error}");
         }
-        let members = self.hierarchies.iter().find_map(|hierarchy| hierarchy.read(group, "cgroup.procs").ok());
-        for pid in members.unwrap_or_default().lines().filter_map(|line| line.parse().ok()) {
+        for pid in self.members(group) {
             // Between the reading and here it may have gone, which is what we want of it.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
         }

@@ -17,6 +17,10 @@ use crate::lxc_config::UnionDriver;
 use crate::machine;
 use crate::unions::UnionChoice;
 
+/// What each of a task's logs may hold, where nobody says otherwise.
+const LOG_LIMIT: u64 = 1 << 30;
+const LEAST_LOG_LIMIT: u64 = 4 << 10;
+
 /// How it is called.
 pub const USAGE: &str = "\
 berth-supervisor: runs the tasks of one node in containers
@@ -42,6 +46,8 @@ options
   --cgroup-root NAME    the name of our cgroups              [berth]
   --token-file FILE     the secret that callers must know
   --grace D             between SIGTERM and SIGKILL          [5s]
+  --log-limit SIZE      what stdout may hold, and stderr; a task that writes more is ended
+                                                             [1GiB]
 
 options of run
   --image ID            the image
@@ -168,6 +174,8 @@ pub struct NodeConfig {
     pub token_file: Option<PathBuf>,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
+    /// What each of a task's logs may hold, in bytes.
+    pub log_limit_bytes: u64,
 }
 
 /// What was said of a node, by the file or by flags; in the file the words are the flags'.
@@ -186,6 +194,7 @@ struct NodeOptions {
     cgroup_root: Option<String>,
     token_file: Option<PathBuf>,
     grace: Option<String>,
+    log_limit: Option<String>,
 }
 
 /// What was said of a foreground run.
@@ -350,6 +359,7 @@ impl NodeOptions {
             "cgroup-root" => self.cgroup_root = Some(text("cgroup-root", parser)?),
             "token-file" => self.token_file = Some(path(parser)?),
             "grace" => self.grace = Some(text("grace", parser)?),
+            "log-limit" => self.log_limit = Some(text("log-limit", parser)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -369,6 +379,7 @@ impl NodeOptions {
             cgroup_root: self.cgroup_root.or(other.cgroup_root),
             token_file: self.token_file.or(other.token_file),
             grace: self.grace.or(other.grace),
+            log_limit: self.log_limit.or(other.log_limit),
         }
     }
 
@@ -387,6 +398,7 @@ impl NodeOptions {
             cgroup_root: cgroup_root(self.cgroup_root.unwrap_or_else(|| "berth".into()))?,
             token_file: self.token_file,
             grace: self.grace.map_or(Ok(Duration::from_secs(5)), |text| duration("grace", &text))?,
+            log_limit_bytes: self.log_limit.map_or(Ok(LOG_LIMIT), |text| log_limit(&text))?,
             state_dir,
             share,
         })
@@ -484,6 +496,15 @@ fn duration(option: &'static str, text: &str) -> Result<Duration, ConfigError> {
     wire::duration::parse(text).map_err(|message| bad(option, message))
 }
 
+/// At least a line: with none a task could not even say what is wrong.
+fn log_limit(text: &str) -> Result<u64, ConfigError> {
+    let bytes = wire::size::parse(text).map_err(|message| bad("log-limit", message))?;
+    if bytes < LEAST_LOG_LIMIT {
+        return Err(bad("log-limit", format!("{text:?} is less than {}", wire::size::in_words(LEAST_LOG_LIMIT))));
+    }
+    Ok(bytes)
+}
+
 fn absolute(option: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     std::path::absolute(path).map_err(|error| bad(option, error.to_string()))
 }
@@ -531,7 +552,7 @@ mod tests {
         assert_eq!((node.listen.to_string().as_str(), node.id), ("127.0.0.1:5000", NodeId(0)));
         assert_eq!(node.state_dir, Path::new("/var/lib/berth"));
         assert_eq!((node.cgroup_root.as_str(), node.grace), ("berth", Duration::from_secs(5)));
-        assert_eq!(node.package_roots.len(), 2);
+        assert_eq!((node.package_roots.len(), node.log_limit_bytes), (2, 1 << 30));
         assert_eq!(node.cpu, CpuAmount::whole(node.cpus.count()));
     }
 
@@ -539,10 +560,15 @@ mod tests {
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let scratch = Scratch::new("config");
         let path = scratch.join("berth.toml");
-        std::fs::write(&path, "node-id = 3\nmem = 100\ncpu = 0.5\npackage-root = [\"/p\"]\ngrace = \"2s\"\n").unwrap();
+        std::fs::write(
+            &path,
+            "node-id = 3\nmem = 100\ncpu = 0.5\npackage-root = [\"/p\"]\ngrace = \"2s\"\nlog-limit = \"2MiB\"\n",
+        )
+        .unwrap();
         let node = served(&format!("--mem 200 --config {}", path.display()));
         assert_eq!((node.id, node.mem_mib, node.cpu), (NodeId(3), 200, CpuAmount::from_milli(500)));
         assert_eq!((node.package_roots, node.grace), (vec![PathBuf::from("/p")], Duration::from_secs(2)));
+        assert_eq!(node.log_limit_bytes, 2 << 20);
         std::fs::write(&path, "node_id = 3\n").unwrap();
         assert!(said(&format!("--config {}", path.display())).contains("unknown field `node_id`"));
     }
@@ -561,6 +587,8 @@ mod tests {
             ("--cgroup-root a/b", "--cgroup-root"),
             ("--cgroup-root ..", "--cgroup-root"),
             ("--grace 5d", "--grace"),
+            ("--log-limit 1GB", "--log-limit"),
+            ("--log-limit 0", "--log-limit"),
             ("run --image ../x -- true", "--image"),
             ("run --net bridge", "--net"),
             ("run --timeout -5s", "--timeout"),

@@ -25,7 +25,9 @@ use crate::lease::Terms;
 use crate::task::{Event, Init, Now};
 
 mod ends;
+mod suspects;
 pub use ends::Dead;
+use suspects::Suspect;
 
 /// The first pause before a busy cgroup or folder is tried again; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -66,6 +68,7 @@ impl Places {
 #[derive(Debug)]
 struct LiveInit {
     pidfd: OwnedFd,
+    pid: i32,
     /// The line to it; an adopted init's was cut when its supervisor died.
     line: Option<InitLine>,
     /// Whether it may have been told to go.
@@ -93,6 +96,8 @@ pub struct Containers {
     /// How many inits there are descriptors for.
     max_inits: usize,
     inits: HashMap<TaskId, LiveInit>,
+    /// Tasks that may be stuck.
+    suspects: HashMap<TaskId, Suspect>,
     /// Adopted tasks of which nobody has heard whether they had begun, by when to look.
     unheard: BTreeMap<TaskId, Instant>,
     /// Tasks to be launched again, by when to look whether nothing is in the way any more.
@@ -114,7 +119,8 @@ impl Containers {
         watcher: Watcher,
         descriptors: u64,
     ) -> Containers {
-        let max_inits = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(OTHER_DESCRIPTORS / 10) / 2;
+        // Where there are few, half of them: a task that waits its turn is better off than one that fails for want of one.
+        let max_inits = (descriptors - OTHER_DESCRIPTORS.min(descriptors / 2)) / 2;
         Containers {
             max_inits: usize::try_from(max_inits).unwrap_or(usize::MAX),
             launcher,
@@ -122,6 +128,7 @@ impl Containers {
             layouts,
             watcher,
             inits: HashMap::new(),
+            suspects: HashMap::new(),
             unheard: BTreeMap::new(),
             clearing: BTreeMap::new(),
             dead: BTreeMap::new(),
@@ -147,6 +154,7 @@ impl Containers {
         spec: &JobSpec,
         origin: &TaskOrigin,
         lease: Option<Terms>,
+        now: Now,
     ) -> Result<Init, Reason> {
         let container = ContainerId(task).to_string();
         let request = LaunchRequest {
@@ -164,8 +172,12 @@ impl Containers {
             log::warn!("{error}");
             error.reason()
         })?;
+        self.suspects.insert(task, Suspect::to_begin(now));
         self.watch(task, launched, layout)
             .step(|| "watch init".to_owned())
+            .inspect_err(|_| {
+                self.suspects.remove(&task);
+            })
             .map_err(|failed| Reason::LaunchFailed { step: failed.step, cause: failed.cause })
     }
 
@@ -186,21 +198,26 @@ impl Containers {
             .and_then(|()| self.watcher.watch_init(task, pidfd.as_fd()))
             .and_then(|()| self.watcher.watch_line(task, &line).inspect_err(|_| self.watcher.release(&pidfd)));
         watched.inspect_err(|_| child::kill_and_reap(&pidfd))?;
-        self.inits.insert(task, LiveInit { pidfd, line: Some(line), told: false, layout });
+        self.inits.insert(task, LiveInit { pidfd, pid, line: Some(line), told: false, layout });
         Ok(Init { pid, start_time })
     }
 
     /// Takes over an init that an earlier supervisor launched.
-    pub fn adopt(&mut self, task: TaskId, pidfd: OwnedFd, layout: usize) -> io::Result<()> {
+    pub fn adopt(&mut self, task: TaskId, init: Init, pidfd: OwnedFd, layout: usize, now: Now) -> io::Result<()> {
         self.watcher.watch_init(task, pidfd.as_fd())?;
+        // Its end may be recorded already, and the line over which it said so was the last supervisor's.
+        if self.is_recorded(task) {
+            self.suspects.insert(task, Suspect::to_leave(now));
+        }
         // Without a line nothing can be said to it; whether it was told to go is for its record to say.
-        self.inits.insert(task, LiveInit { pidfd, line: None, told: true, layout });
+        self.inits.insert(task, LiveInit { pidfd, pid: init.pid, line: None, told: true, layout });
         Ok(())
     }
 
     /// Looks every now and then whether an adopted task has begun.
     pub fn look_for_start(&mut self, task: TaskId, now: Now) {
         self.unheard.insert(task, now.instant);
+        self.suspects.entry(task).or_insert(Suspect::to_begin(now));
     }
 
     /// Lets init run the command.
@@ -215,13 +232,14 @@ impl Containers {
         fault::moment(Point::LaunchTold);
     }
 
-    /// The line to init can be read: the command has begun, or init has closed it.
-    pub fn hear(&mut self, task: TaskId) -> Option<Event> {
+    /// The line to init can be read: the command has begun, or init has recorded its end and closed the line, maybe both.
+    pub fn hear(&mut self, task: TaskId, now: Now) -> Option<Event> {
         let init = self.inits.get_mut(&task)?;
         match init.line.as_ref()?.started() {
             Ok(Some(at)) => {
-                self.cut_line(task);
-                Some(Event::Started(Some(at)))
+                self.suspects.remove(&task);
+                // What comes next may be there already, and an edge is told only once.
+                self.hear(task, now).or(Some(Event::Started(Some(at))))
             }
             Ok(None) => None,
             Err(error) => {
@@ -230,6 +248,7 @@ impl Containers {
                 // init has not heard it (unix_release_sock() in net/unix/af_unix.c).
                 init.told &= error.kind() != io::ErrorKind::ConnectionReset;
                 self.cut_line(task);
+                self.suspects.insert(task, Suspect::to_leave(now));
                 None
             }
         }
@@ -256,6 +275,7 @@ impl Containers {
 
     /// SIGKILL to init and to all that is left in the cgroup.
     pub fn kill(&mut self, task: TaskId) {
+        self.suspects.remove(&task);
         if let Some(init) = self.inits.get(&task) {
             self.layouts[init.layout].kill(&ContainerId(task).to_string());
             self.signal(task, Signal::KILL);
@@ -275,9 +295,10 @@ impl Containers {
     pub fn reap(&mut self, task: TaskId, spec: &JobSpec, now: Now) -> Option<Event> {
         fault::moment(Point::EndExited);
         // The line may have its last word still to say; when it began is in the record as well.
-        let _ = self.hear(task);
+        let _ = self.hear(task, now);
         self.cut_line(task);
         let init = self.inits.remove(&task)?;
+        self.suspects.remove(&task);
         self.unheard.remove(&task);
         self.watcher.release(&init.pidfd);
         match child::reap(&init.pidfd) {
@@ -420,7 +441,8 @@ impl Containers {
     /// When [`Containers::expire`] must be called.
     pub fn next_deadline(&self) -> Option<Instant> {
         let remnant = self.remnants.first_key_value().map(|((due, _), _)| *due);
-        self.unheard.values().chain(self.clearing.values()).copied().chain(remnant).chain(self.next_reading()).min()
+        let looks = remnant.into_iter().chain(self.next_look()).chain(self.next_reading());
+        self.unheard.values().chain(self.clearing.values()).copied().chain(looks).min()
     }
 
     /// Tries again what was busy; tells which adopted tasks have begun, and how those ended that could not be asked before.
@@ -437,6 +459,7 @@ impl Containers {
     fn look(&mut self, task: TaskId, now: Now) -> Option<(TaskId, Event)> {
         if self.has_begun(task) {
             self.unheard.remove(&task);
+            self.suspects.remove(&task);
             return Some((task, Event::Started(None)));
         }
         self.unheard.insert(task, now.instant + LOOK_AGAIN);

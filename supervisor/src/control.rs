@@ -47,9 +47,7 @@ pub fn answer(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
         other => other,
     };
     match (method, request.path.as_str()) {
-        (Method::Get, "/resource") => {
-            Reply::Now(Response::json(200, &table.node().resource(table.free(), table.living(), now)))
-        }
+        (Method::Get, "/resource") => Reply::Now(Response::json(200, &table.resource(now))),
         (Method::Post, "/task/create") => Reply::Now(create(&request.body, table, now)),
         (Method::Post, "/task/kill") => Reply::Now(kill(request, table, now)),
         (Method::Get, "/task/info") => Reply::Now(info(request, table)),
@@ -219,9 +217,9 @@ fn wait_ms(text: &str) -> Result<u64, BadInput> {
 
 /// Everything that changed after `after`, what is free now, and what is remembered of the master that asks.
 fn news(table: &TaskTable, after: EventNumber, master: Option<&InstanceId>, now: Now) -> Response {
-    let resource = table.node().resource(table.free(), table.living(), now);
     let remembered = master.and_then(|master| table.remembered(master, after == EventNumber(0)));
-    done(Events { last: table.last_event(), events: table.changes_after(after), resource, remembered })
+    let (last, events) = (table.last_event(), table.changes_after(after));
+    done(Events { last, events, resource: table.resource(now), remembered })
 }
 
 /// A task that was forgotten still has its logs, so only a number never given out is refused here.

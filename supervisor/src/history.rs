@@ -87,6 +87,10 @@ impl History {
                     unfinished.started = Some(at);
                 });
             }
+            Record::Stuck { task, event, .. } => {
+                self.last_event = self.last_event.max(event.0);
+                self.change(task, |unfinished| unfinished.event = event);
+            }
             Record::KillRequested { task } => self.change(task, |unfinished| unfinished.kill_requested = true),
             Record::Ended { report } => self.end(*report),
             Record::Forgotten { task } => {

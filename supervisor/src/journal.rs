@@ -84,6 +84,15 @@ pub enum Record {
         /// Since when, where that was heard.
         at: Option<Timestamp>,
     },
+    /// What holds it up, or that nothing does any more. Kept for its number, and for who reads this file.
+    Stuck {
+        /// The task.
+        task: TaskId,
+        /// The number of this change.
+        event: EventNumber,
+        /// What, in words.
+        why: Option<String>,
+    },
     /// Somebody wants it to end.
     KillRequested {
         /// The task.
@@ -370,7 +379,7 @@ fn points_of(record: &Record) -> Option<(Point, Point)> {
         Record::Ended { .. } => Some((Point::EndedUnwritten, Point::EndedWritten)),
         Record::Acknowledged { .. } => Some((Point::AcknowledgedUnwritten, Point::AcknowledgedWritten)),
         // What these say is found out anew.
-        Record::Start { .. } | Record::NeverRan { .. } | Record::Forgotten { .. } => None,
+        Record::Start { .. } | Record::NeverRan { .. } | Record::Stuck { .. } | Record::Forgotten { .. } => None,
         // A master says it again; and this one is never written alone.
         Record::HeardOf { .. } | Record::Master { .. } => None,
     }
@@ -469,6 +478,7 @@ mod tests {
             status: State::Failed,
             cause: Some(wire::Reason::Lost),
             reason: Some("lost".into()),
+            stuck: None,
             exit_code: None,
             started_at: None,
             ended_at: Some(Timestamp::from_second(1).unwrap()),

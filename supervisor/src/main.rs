@@ -32,6 +32,7 @@ mod sealed_copy;
 mod security;
 mod serve;
 mod state_dir;
+mod stuck;
 mod sweep;
 mod sys;
 mod task;
@@ -112,5 +113,6 @@ fn launch_settings(node: &NodeConfig) -> Result<launch::Settings, unions::UnionE
         state_dir: node.state_dir.clone(),
         package_roots: node.package_roots.clone(),
         union: unions::choose(node.union, &node.state_dir)?,
+        log_limit_bytes: node.log_limit_bytes,
     })
 }

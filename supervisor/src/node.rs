@@ -1,6 +1,6 @@
 //! What this node has and is: the totals it gives out, and what could never run on it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use wire::node::{NodeResource, Refusal, RefusalCode};
 use wire::{BootId, CpuAmount, CpuSet, InstanceId, JobSpec, NodeId};
@@ -58,6 +58,8 @@ pub struct Node {
     pub cpus: CpuSet,
     /// Where its images are.
     pub image_dir: PathBuf,
+    /// Where its containers are: mostly on the same disk.
+    pub container_dir: PathBuf,
     /// Folders packages may come from.
     pub package_roots: Vec<PathBuf>,
     /// The kernel's release.
@@ -99,23 +101,11 @@ impl Node {
     /// Refuses any task while the disk under the containers is all but full. It would only fail at its launch, and a node
     /// on which tasks fail at once looks free: it would draw in one job after the other.
     pub fn check_disk(&self) -> Result<(), Refusal> {
-        // A disk that cannot be asked will say so at the launch.
-        let Ok(disk) = rustix::fs::statvfs(&self.image_dir) else { return Ok(()) };
-        let (free_bytes, free_files) = (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_favail);
-        // Some filesystems make inodes as they need them, and say that there are none at all.
-        if free_bytes >= LEAST_FREE_BYTES && (disk.f_files == 0 || free_files >= LEAST_FREE_FILES) {
-            return Ok(());
-        }
-        let message = format!(
-            "the disk of this node is full: {} MiB and {free_files} files are free below {}",
-            free_bytes >> 20,
-            self.image_dir.display()
-        );
-        Err(Refusal::new(RefusalCode::NoRoom, message))
+        [&self.image_dir, &self.container_dir].into_iter().try_for_each(|folder| check_disk_of(folder))
     }
 
     /// What `GET /resource` tells.
-    pub fn resource(&self, free: Share, tasks: usize, now: Now) -> NodeResource {
+    pub fn resource(&self, free: Share, tasks: usize, closed: Option<String>, now: Now) -> NodeResource {
         NodeResource {
             cpu: free.cpu,
             mem: free.mem_mib,
@@ -138,8 +128,25 @@ impl Node {
             union: self.union.clone(),
             leaks: self.leaks,
             stamp: Some(lease::stamp(&self.boot, now.since_boot)),
+            closed,
         }
     }
+}
+
+fn check_disk_of(folder: &Path) -> Result<(), Refusal> {
+    // A disk that cannot be asked will say so at the launch.
+    let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
+    let (free_bytes, free_files) = (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_favail);
+    // Some filesystems make inodes as they need them, and say that there are none at all.
+    if free_bytes >= LEAST_FREE_BYTES && (disk.f_files == 0 || free_files >= LEAST_FREE_FILES) {
+        return Ok(());
+    }
+    let message = format!(
+        "the disk of this node is full: {} MiB and {free_files} files are free below {}",
+        free_bytes >> 20,
+        folder.display()
+    );
+    Err(Refusal::new(RefusalCode::NoRoom, message))
 }
 
 /// Load averages; a node without /proc has none to tell.
@@ -159,7 +166,6 @@ pub fn kernel() -> String {
 pub mod tests {
     use super::*;
     use crate::scratch::Scratch;
-    use std::path::Path;
 
     /// A node with 2 CPUs, 1000 MiB and the image `busybox`.
     pub fn node(image_dir: &Path) -> Node {
@@ -171,6 +177,7 @@ pub mod tests {
             total: Share { cpu: CpuAmount::whole(2), mem_mib: 1000 },
             cpus: "0-1".parse().unwrap(),
             image_dir: image_dir.to_owned(),
+            container_dir: image_dir.to_owned(),
             package_roots: vec!["/packages".into()],
             kernel: kernel(),
             cgroups: "hybrid".into(),

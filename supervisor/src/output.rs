@@ -95,8 +95,10 @@ impl Readers {
         let started = sys::fork_child(|| read(stream, path, from)).and_then(|child| watcher.watch_child(child));
         match started {
             Ok(child) => drop(self.running.insert(child.pid, (child, now + LIFETIME))),
-            // The client sees the connection close without an answer, and asks again.
-            Err(error) => log::error!("cannot start a reader: {error}"),
+            Err(error) => {
+                log::error!("cannot start a reader: {error}");
+                turn_away(stream);
+            }
         }
     }
 
@@ -174,11 +176,23 @@ fn send(mut stream: &TcpStream, mut file: File, size: u64, from: Start) -> io::R
     Ok(())
 }
 
+/// Answers that nobody can read the log now. Nothing was sent on the connection yet, so there is room for a few words.
+fn turn_away(mut stream: &TcpStream) {
+    let busy = Refusal::new(RefusalCode::Busy, "there is no process to read the log with; ask again in a moment");
+    let sent = stream.set_nonblocking(true).and_then(|()| stream.write_all(spelled(busy).as_bytes()));
+    if let Err(error) = sent.and_then(|()| stream.shutdown(Shutdown::Write)) {
+        log::debug!("cannot turn a reader of logs away: {error}");
+    }
+}
+
 fn refusal(path: &Path, error: &io::Error) -> String {
-    let refusal = match error.kind() {
+    spelled(match error.kind() {
         io::ErrorKind::NotFound => Refusal::new(RefusalCode::NotFound, format!("there is no log {}", path.display())),
         _ => Refusal::new(RefusalCode::Internal, format!("cannot read {}: {error}", path.display())),
-    };
+    })
+}
+
+fn spelled(refusal: Refusal) -> String {
     let status = refusal.http_status();
     let body = serde_json::to_string(&Answer::<()>::refused(refusal)).unwrap_or_default();
     format!(
@@ -240,6 +254,16 @@ mod tests {
         let text = answer_for(&path, Start::Offset(4));
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\n456789"), "{text}");
         assert!(text.contains("\r\nContent-Length: 6\r\n") && text.contains("\r\nX-Berth-Size: 10\r\n"), "{text}");
+    }
+
+    #[test]
+    fn whoever_nobody_can_read_for_is_told_so() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        turn_away(&listener.accept().unwrap().0);
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("ask again"), "{text}");
     }
 
     #[test]

@@ -122,6 +122,7 @@ impl Supervisor {
             state_dir: config.state_dir.clone(),
             package_roots: config.package_roots.clone(),
             union: unions::choose(config.union, &config.state_dir)?,
+            log_limit_bytes: config.log_limit_bytes,
         };
         let launcher = Launcher::new(&settings)?;
         let (journal, records) = Journal::open(&state_dir.journal())?;
@@ -228,7 +229,7 @@ impl Supervisor {
                 }
             }
             Event::InitSpoke(task) => {
-                if let Some(event) = self.containers.hear(task) {
+                if let Some(event) = self.containers.hear(task, now) {
                     self.table.apply(task, event, now);
                 }
             }
@@ -287,6 +288,9 @@ impl Supervisor {
         for task in self.containers.take_cleared(now) {
             self.table.queue(task);
         }
+        for (task, why) in self.containers.take_looks(now) {
+            self.table.call_stuck(task, why);
+        }
         self.readers.expire(now.instant);
     }
 
@@ -318,6 +322,7 @@ impl Supervisor {
                 Deed::SayGo => self.containers.say_go(task),
                 Deed::Terminate => self.containers.terminate(task),
                 Deed::Kill => self.containers.kill(task),
+                Deed::LookWhy => self.table.call_stuck(task, self.containers.why_not_gone(task)),
                 Deed::Release => {
                     self.containers.release(task, now);
                     self.log_pages.add(self.places.logs(task), now.instant);
@@ -337,7 +342,7 @@ impl Supervisor {
         }
         let Some(task) = self.table.next_launch() else { return };
         let (Some(spec), Some(origin)) = (self.table.spec(task), self.table.origin(task)) else { return };
-        let event = match self.containers.launch(task, spec, origin, self.table.terms(task)) {
+        let event = match self.containers.launch(task, spec, origin, self.table.terms(task), now) {
             Ok(init) => task::Event::Launched(init),
             Err(reason) => task::Event::LaunchFailed(reason),
         };
@@ -373,6 +378,7 @@ fn this_node(config: &NodeConfig, settings: &Settings, instance: InstanceId, boo
         total: Share { cpu: config.cpu, mem_mib: config.mem_mib },
         cpus: config.cpus.clone(),
         image_dir: settings.image_dir(),
+        container_dir: config.state_dir.join("cont"),
         package_roots: config.package_roots.clone(),
         kernel: node::kernel(),
         cgroups: layout.kind().to_string(),

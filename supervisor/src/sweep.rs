@@ -144,7 +144,10 @@ impl Sweeper {
     ) -> io::Result<()> {
         let mark = journal.mark();
         let gives_way = self.waiting.len() < MAX_FOLDERS;
-        wire::fault::forks(Process::Sweeper);
+        // Counted are those that have something to remove: which sweep that falls to is a matter of milliseconds.
+        if !folders.is_empty() {
+            wire::fault::forks(Process::Sweeper);
+        }
         // With a backlog there is better to do than to count.
         let count = || {
             gives_way.then(|| {

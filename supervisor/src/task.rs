@@ -200,7 +200,7 @@ pub enum Action {
     Terminate,
     /// SIGKILL to init and to all that is left in the cgroup.
     Kill,
-    /// Say in the log that it does not die.
+    /// Find out what keeps it from dying, and say so.
     CallStuck,
     /// Remove cgroup and container folder, free its share of the node.
     Release,
@@ -299,6 +299,7 @@ impl Task {
             status: self.status(),
             reason: cause.as_ref().map(ToString::to_string),
             cause,
+            stuck: None,
             exit_code: end.and_then(|end| end.exit_code),
             started_at,
             ended_at: end.map(|end| end.ended_at),
@@ -408,7 +409,7 @@ fn stop(spec: Box<JobSpec>, init: Init, start: Start, grace: Duration, now: Now)
 fn kill_again(spec: Box<JobSpec>, init: Init, start: Start, kills: u32, now: Now) -> (Phase, Vec<Action>) {
     let pause = Duration::from_secs(1 << kills.min(6)).min(LONGEST_BACKOFF);
     let phase = Phase::Stopping { spec, init, start, kill_at: now.instant + pause, kills };
-    let stuck = (kills == STUCK_AFTER).then_some(Action::CallStuck);
+    let stuck = (kills >= STUCK_AFTER).then_some(Action::CallStuck);
     (phase, [Action::Kill].into_iter().chain(stuck).collect())
 }
 
@@ -454,6 +455,9 @@ pub fn classify(
         Some(End::TimedOut) => (State::Timeout, None),
         Some(End::Killed) => (State::Killed, None),
         Some(End::LeaseOver) => failed(Reason::LeaseOver),
+        Some(End::LogLimit { stream, limit_bytes }) => {
+            failed(Reason::LogLimit { stream: *stream, limit_bytes: *limit_bytes })
+        }
         Some(End::LaunchFailed { step, cause }) => {
             failed(Reason::LaunchFailed { step: step.clone(), cause: cause.clone() })
         }
@@ -465,6 +469,7 @@ pub fn classify(
             | End::TimedOut
             | End::Killed
             | End::LeaseOver
+            | End::LogLimit { .. }
             | End::NeverTold
             | End::LaunchFailed { .. },
         )
@@ -666,10 +671,10 @@ mod tests {
     }
 
     #[test]
-    fn deadline_passed_three_times_calls_the_task_stuck_once() {
+    fn deadline_passed_three_times_calls_the_task_stuck_from_then_on() {
         let now = Now::read();
         let stuck = |kills| step(stopping(now, kills), Event::DeadlinePassed, now).1.contains(&Action::CallStuck);
-        assert_eq!([0, 1, 2, 3, 4].map(stuck), [false, false, true, false, false]);
+        assert_eq!([0, 1, 2, 3, 4].map(stuck), [false, false, true, true, true]);
     }
 
     #[test]

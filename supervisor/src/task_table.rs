@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
-use wire::node::{Refusal, RefusalCode, Remembered};
+use wire::node::{NodeResource, Refusal, RefusalCode, Remembered};
 use wire::task::{AttemptKey, TaskOrigin, TaskReport, TaskRequest};
 use wire::{BadInput, EventNumber, InstanceId, JobId, JobSpec, Stamp, TaskId, TaskLease};
 
@@ -39,6 +39,8 @@ pub enum Deed {
     Terminate,
     /// SIGKILL to init and to all in the cgroup.
     Kill,
+    /// See what keeps it from dying; [`TaskTable::call_stuck`] says it.
+    LookWhy,
     /// Remove cgroup and folder.
     Release,
 }
@@ -50,6 +52,8 @@ struct Living {
     task: Task,
     /// The latest that may be told: the journal has it.
     told: TaskReport,
+    /// What holds it up, as far as it was told.
+    stuck: Option<String>,
     /// What it takes of the node.
     share: Share,
     /// In which era its latest init was launched.
@@ -146,7 +150,7 @@ impl TaskTable {
         self.key_of(&task.origin, task.id);
         self.by_event.insert(event, task.id);
         self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, task.id)));
-        self.living.insert(task.id, Living { told: task.report(event), task, share, era, lease });
+        self.living.insert(task.id, Living { told: task.report(event), task, stuck: None, share, era, lease });
     }
 
     fn key_of(&mut self, origin: &TaskOrigin, id: TaskId) {
@@ -169,6 +173,12 @@ impl TaskTable {
     /// What is not given to a task.
     pub fn free(&self) -> Share {
         self.node.total.minus(self.used)
+    }
+
+    /// What `GET /resource` tells.
+    pub fn resource(&self, now: Now) -> NodeResource {
+        let closed = self.check_journal().and_then(|()| self.node.check_disk()).err();
+        self.node.resource(self.free(), self.living.len(), closed.map(|refusal| refusal.message), now)
     }
 
     /// How many tasks have not ended.
@@ -333,14 +343,14 @@ impl TaskTable {
     /// Something has happened to a task.
     pub fn apply(&mut self, id: TaskId, event: Event, now: Now) {
         let Some(living) = self.living.remove(&id) else { return };
-        let Living { task, told, share, era, lease } = living;
+        let Living { task, told, stuck, share, era, lease } = living;
         if let Some(deadline) = task.next_deadline() {
             self.deadlines.remove(&(deadline, id));
         }
         let era = if matches!(event, Event::Launched(_)) { self.eras.len().saturating_sub(1) } else { era };
         let (task, actions) = task.step(event, now);
         self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, id)));
-        self.living.insert(id, Living { task, told, share, era, lease });
+        self.living.insert(id, Living { task, told, stuck, share, era, lease });
         self.perform(id, actions, now);
     }
 
@@ -369,10 +379,7 @@ impl TaskTable {
             Action::SayGo => Deed::SayGo,
             Action::Terminate => Deed::Terminate,
             Action::Kill => Deed::Kill,
-            Action::CallStuck => {
-                log::error!("task {id} is stuck: SIGKILL does not end it; it keeps its share and is tried again");
-                return Ok(());
-            }
+            Action::CallStuck => Deed::LookWhy,
             Action::Release => Deed::Release,
         };
         self.deeds.push_back((id, deed));
@@ -391,6 +398,27 @@ impl TaskTable {
         self.append(&record)
     }
 
+    /// Says what holds a task up, or that nothing does any more. What cannot be written down is not told: whoever looked
+    /// looks again.
+    pub fn call_stuck(&mut self, id: TaskId, why: Option<String>) {
+        let Some(living) = self.living.get(&id).filter(|living| living.stuck != why) else { return };
+        match &why {
+            Some(why) => log::error!("task {id} is stuck: {why}; it keeps its share"),
+            None => log::info!("task {id} is not stuck any more"),
+        }
+        let event = EventNumber(self.last_event.0 + 1);
+        let report = TaskReport { stuck: why.clone(), event, ..living.told.clone() };
+        if !self.parked.is_empty() || self.append(&Record::Stuck { task: id, event, why: why.clone() }).is_err() {
+            return;
+        }
+        self.last_event = event;
+        if let Some(living) = self.living.get_mut(&id) {
+            self.by_event.remove(&living.told.event);
+            self.by_event.insert(event, id);
+            (living.told, living.stuck) = (report, why);
+        }
+    }
+
     /// A change becomes public: numbered, written, and from then on part of what may be told.
     fn tell(&mut self, id: TaskId, change: &Change) -> Result<(), String> {
         let event = EventNumber(self.last_event.0 + 1);
@@ -399,6 +427,8 @@ impl TaskTable {
         let Some(living) = self.living.get_mut(&id) else { return Ok(()) };
         self.by_event.remove(&living.told.event);
         self.by_event.insert(event, id);
+        // It moved, so it is not stuck, or not where it was.
+        living.stuck = None;
         living.told = living.task.report(event);
         log::debug!("task {id}: {}", living.told.status);
         if matches!(change, Change::Ended)
@@ -748,6 +778,28 @@ pub mod tests {
             cpu: None,
             memory_peak_bytes: None,
         }
+    }
+
+    #[test]
+    fn what_a_task_is_stuck_on_is_told_once_and_until_it_moves_and_its_number_outlives_us() {
+        let mut it = Fixture::new("table-stuck");
+        let id = it.create();
+        it.launch(id);
+        let told = it.table.last_event();
+        let why = |it: &Fixture| it.table.report(id).unwrap().stuck.clone();
+        for _ in 0..2 {
+            it.table.call_stuck(id, Some("waits for a server".into()));
+        }
+        assert_eq!((why(&it), it.table.last_event().0), (Some("waits for a server".into()), told.0 + 1));
+        assert_eq!(it.table.changes_after(told).len(), 1);
+        it.restart();
+        assert_eq!(it.table.last_event().0, told.0 + 1);
+        it.table.call_stuck(id, Some("waits for another".into()));
+        it.table.apply(id, Event::Started(None), Now::read());
+        assert_eq!((why(&it), it.status(id)), (None, State::Running));
+        it.end(id);
+        it.table.call_stuck(id, Some("too late".into()));
+        assert_eq!((why(&it), it.status(id)), (None, State::Finished));
     }
 
     #[test]

@@ -5,6 +5,13 @@ use std::path::PathBuf;
 
 use crate::leaks::Process;
 
+/// Where a controller's hierarchy is mounted.
+pub fn hierarchy(controller: &str) -> PathBuf {
+    let v1 = mount_of(|kind, options| kind == "cgroup" && has(options, controller));
+    let mount = v1.or_else(|| mount_of(|kind, _| kind == "cgroup2"));
+    mount.unwrap_or_else(|| panic!("{controller} is not mounted"))
+}
+
 /// The folder of the cgroup that `process` is in, for one controller.
 pub fn folder(process: &Process, controller: &str) -> PathBuf {
     let lines = process.cgroup.lines().filter_map(|line| {

@@ -1,6 +1,7 @@
 //! One master, and what a user can ask of it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -26,6 +27,10 @@ pub struct MasterPlan {
     pub before_exec: Option<String>,
     /// The host it runs on, if that is not this one.
     pub host: Option<Host>,
+    /// Its state dir, if it is not in the sandbox.
+    pub state_dir: Option<PathBuf>,
+    /// Its share, if it is not the sandbox's.
+    pub share: Option<PathBuf>,
 }
 
 /// A running master.
@@ -38,8 +43,9 @@ pub struct Master {
 impl Master {
     /// Starts a master that knows these nodes.
     pub fn start(sandbox: &Sandbox, nodes: &[Node], plan: &MasterPlan) -> Master {
-        let mut args = words(&["--state-dir", path(&sandbox.folder("master"))]);
-        args.extend(words(&["--share", path(&sandbox.folder("share"))]));
+        let state_dir = plan.state_dir.clone().unwrap_or_else(|| sandbox.folder("master"));
+        let share = plan.share.clone().unwrap_or_else(|| sandbox.folder("share"));
+        let mut args = words(&["--state-dir", path(&state_dir), "--share", path(&share)]);
         for node in nodes {
             args.extend(words(&["--node", &format!("{}={}", node.id(), node.addr())]));
         }

@@ -37,11 +37,24 @@ pub struct NodePlan {
     pub before_exec: Option<String>,
     /// The host it runs on, if that is not this one.
     pub host: Option<Host>,
+    /// Its state dir, if it is not in the sandbox.
+    pub state_dir: Option<PathBuf>,
+    /// Its share, if it is not in the sandbox.
+    pub share: Option<PathBuf>,
 }
 
 impl Default for NodePlan {
     fn default() -> NodePlan {
-        NodePlan { cpu: 4, mem: 4096, flags: Vec::new(), token: None, before_exec: None, host: None }
+        NodePlan {
+            cpu: 4,
+            mem: 4096,
+            flags: Vec::new(),
+            token: None,
+            before_exec: None,
+            host: None,
+            state_dir: None,
+            share: None,
+        }
     }
 }
 
@@ -49,6 +62,21 @@ impl NodePlan {
     /// With `--mem`.
     pub fn mem(self, mem: u32) -> NodePlan {
         NodePlan { mem, ..self }
+    }
+
+    /// With these flags after the usual ones.
+    pub fn flags(self, flags: &[&str]) -> NodePlan {
+        NodePlan { flags: words(flags), ..self }
+    }
+
+    /// With its share there.
+    pub fn share(self, share: &Path) -> NodePlan {
+        NodePlan { share: Some(share.to_owned()), ..self }
+    }
+
+    /// With its state dir there.
+    pub fn in_state_dir(self, state_dir: &Path) -> NodePlan {
+        NodePlan { state_dir: Some(state_dir.to_owned()), ..self }
     }
 
     /// With `--cpu`.
@@ -74,8 +102,8 @@ pub struct Node {
 impl Node {
     /// Starts a node in a sandbox, after adding the image to it.
     pub fn start(sandbox: &Sandbox, id: u32, plan: &NodePlan) -> Node {
-        let state_dir = sandbox.folder(&format!("node{id}"));
-        let share = sandbox.folder("share");
+        let state_dir = plan.state_dir.clone().unwrap_or_else(|| sandbox.folder(&format!("node{id}")));
+        let share = plan.share.clone().unwrap_or_else(|| sandbox.folder("share"));
         let packages = sandbox.folder("packages");
         let mut args =
             words(&["--node-id", &id.to_string(), "--cpu", &plan.cpu.to_string(), "--mem", &plan.mem.to_string()]);

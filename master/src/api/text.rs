@@ -9,6 +9,7 @@ use wire::Log;
 use wire::node::Refusal;
 
 use crate::job::{Job, Node, NodeState};
+use crate::jobs::Holds;
 use crate::output::{LogError, Piece};
 
 /// The longest cell of a table, in characters; what is longer is cut, with a sign.
@@ -54,7 +55,7 @@ pub(super) fn node_table(nodes: &[Node]) -> String {
         let images = said.map(|said| said.images.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
         let why = match &node.state {
             NodeState::Lost { why, .. } => Some(why.clone()),
-            NodeState::Unknown | NodeState::Ready => None,
+            NodeState::Unknown | NodeState::Ready => said.and_then(|said| said.closed.clone()),
         };
         [
             node.id.to_string(),
@@ -80,7 +81,7 @@ pub(super) fn node_table(nodes: &[Node]) -> String {
 }
 
 /// Everything of one job, a line a field, up to an empty line.
-pub(super) fn job(job: &Job, kill_asked: bool, waits: Option<&str>) -> String {
+pub(super) fn job(job: &Job, kill_asked: bool, holds: &Holds) -> String {
     let mut out = String::new();
     let mut line = |key: &str, value: &str| {
         let _ = writeln!(out, "{}", format!("{key:<16} {}", one_line(value)).trim_end());
@@ -95,8 +96,11 @@ pub(super) fn job(job: &Job, kill_asked: bool, waits: Option<&str>) -> String {
     if kill_asked && !job.status.is_final() {
         line("killAsked", "true");
     }
-    if let Some(waits) = waits {
+    if let Some(waits) = &holds.waits {
         line("why", waits);
+    }
+    if let Some(stuck) = &holds.stuck {
+        line("stuck", stuck);
     }
     if let Some(code) = job.exit_code {
         line("exitCode", &code.to_string());
@@ -236,7 +240,9 @@ mod tests {
         let table = job_table(&[named(1, hostile)]);
         assert!(table.contains("a^Jb^[[31mred<U+009B>x<U+202E>evil^?"), "{table}");
         assert_eq!(table.lines().count(), 2);
-        let text = job(&named(1, hostile), false, Some("waits\nlong"));
+        let holds = Holds { waits: Some("waits\nlong".into()), stuck: Some("stuck\nfast".into()) };
+        let text = job(&named(1, hostile), false, &holds);
+        assert!(text.contains("stuck            stuck^Jfast\n"), "{text}");
         assert!(text.contains("why              waits^Jlong\n"), "{text}");
         let piece = Piece { bytes: b"a\0b\xffc\x1bd".to_vec(), total: 7 };
         assert_eq!(log(Log::Stdout, &Ok(piece)), "\n==> stdout\na^@b\u{fffd}c^[d\n");

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use wire::node::NodeResource;
 use wire::{JobId, JobSpec, NodeId, State};
 
-use super::{Active, Call, DOUBT, Doubted, Owner, RefusedJob, Reply, tell};
+use super::{Active, Call, DOUBT, Doubted, Holds, Owner, RefusedJob, Reply, tell};
 use crate::job::{Job, Node};
 use crate::life::News;
 use crate::nodes::{Member, Now};
@@ -65,7 +65,8 @@ impl Owner {
         self.next_id = JobId(id.0 + 1);
         self.scheduler.wait(id, Need::of(&spec));
         let job = Job::submitted(id, spec, submitted_at);
-        self.active.insert(id, Active { job, kill_asked: false, call: Call::Idle, inherited: false });
+        let active = Active { job, kill_asked: false, stuck: None, call: Call::Idle, inherited: false };
+        self.active.insert(id, active);
         id
     }
 
@@ -100,7 +101,11 @@ impl Owner {
         self.members.values().map(Member::shown).collect()
     }
 
-    pub(super) fn why(&self, id: JobId, now: Now) -> Option<String> {
+    pub(super) fn holds(&self, id: JobId, now: Now) -> Holds {
+        Holds { waits: self.why(id, now), stuck: self.active.get(&id).and_then(|active| active.stuck.clone()) }
+    }
+
+    fn why(&self, id: JobId, now: Now) -> Option<String> {
         let job = &self.active.get(&id)?.job;
         match job.status {
             State::Pending if self.holds_placements() => self.why_held(),

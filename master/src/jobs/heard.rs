@@ -6,7 +6,7 @@ use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
 use wire::task::TaskReport;
 use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, TaskId};
 
-use super::{AFTER_A_FAILED_CALL, Call, Owner};
+use super::{AFTER_A_FAILED_CALL, CLOSED_UNTIL_ASKED, Call, Owner};
 use crate::life::News;
 use crate::nodes::{Member, Now, Whose};
 use crate::poller::{Heard, Said};
@@ -99,6 +99,7 @@ impl Owner {
             self.heard_out(node);
         }
         self.follow_node(node, instance, events.last);
+        self.ask_again_if_closed(node);
         self.order_poll(node, Duration::ZERO);
         self.call_again(node);
     }
@@ -122,8 +123,10 @@ impl Owner {
                 member.strangers().note(report, whose);
             }
             let Some(job) = ours else { continue };
-            let attempt = self.active.get(&job).map(|active| active.job.attempt);
-            if let Some(member) = self.members.get_mut(&node).filter(|_| attempt == report.key.attempt) {
+            let active = self.active.get_mut(&job).filter(|active| Some(active.job.attempt) == report.key.attempt);
+            let Some(active) = active else { continue };
+            active.stuck.clone_from(&report.stuck);
+            if let Some(member) = self.members.get_mut(&node) {
                 member.count(job);
             }
         }
@@ -246,6 +249,13 @@ impl Owner {
         }
     }
 
+    /// That it takes tasks again is no event on a node, so one that takes none is asked now and then.
+    fn ask_again_if_closed(&mut self, node: NodeId) {
+        if self.members.get(&node).is_some_and(Member::is_closed) {
+            self.order_ask(node, CLOSED_UNTIL_ASKED);
+        }
+    }
+
     pub(super) fn hear_free(&mut self, node: NodeId, answer: Result<NodeResource, String>, now: Now) {
         let Some(member) = self.members.get_mut(&node) else { return };
         member.ask_ended();
@@ -255,6 +265,7 @@ impl Owner {
         match answer {
             Ok(said) if acquainted => {
                 member.answered(said, now);
+                self.ask_again_if_closed(node);
                 self.call_again(node);
             }
             // Somebody else answers there; the next events say who.

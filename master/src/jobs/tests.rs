@@ -90,6 +90,12 @@ impl Master {
         self.owner().store.job(JobId(id)).unwrap().unwrap().job
     }
 
+    fn holds(&mut self, job: u64) -> Holds {
+        let (reply, answer) = mpsc::channel();
+        self.turn(vec![Message::Why { job: JobId(job), reply }]);
+        answer.recv().unwrap()
+    }
+
     fn nodes_shown(&mut self) -> Vec<Node> {
         let (reply, answer) = mpsc::channel();
         self.turn(vec![Message::Nodes { reply }]);
@@ -213,6 +219,33 @@ fn events_of_other_masters_are_not_ours() {
     let events = Events { last: EventNumber(3), events: vec![other], resource: node(), remembered: None };
     master.says(0, Said::Events { after: EventNumber(2), answer: Ok(events) });
     assert_eq!(master.job(1).status, State::Running);
+}
+
+#[test]
+fn a_node_that_takes_nothing_gets_nothing_is_asked_again_and_its_reason_is_the_jobs() {
+    let closed = || NodeResource { closed: Some("the disk is full".into()), ..node() };
+    let mut master = Master::new(1);
+    let ask = Order::Ask { node: NodeId(0), delay: CLOSED_UNTIL_ASKED };
+    assert!(master.tells(closed(), 0, 0, vec![]).contains(&ask));
+    let (_, orders) = master.submit(vec![spec(64)]);
+    assert_eq!(orders, [], "no attempt is made");
+    assert_eq!(master.holds(1).waits.unwrap(), "node 0 takes nothing new: the disk is full");
+    assert_eq!(master.says(0, Said::Free { answer: Ok(closed()) }), [ask]);
+    assert_eq!(creates(&master.says(0, Said::Free { answer: Ok(node()) })), [(1, 1)]);
+}
+
+#[test]
+fn what_a_job_is_stuck_on_is_shown_until_its_node_says_otherwise() {
+    let mut master = running();
+    let stuck = TaskReport { stuck: Some("waits for a server".into()), ..said(1, 8, State::Running) };
+    master.tells(node(), 2, 3, vec![stuck.clone()]);
+    assert_eq!(master.holds(1).stuck.unwrap(), "waits for a server");
+    // Late news of another attempt says nothing of this one.
+    let other = TaskReport { stuck: None, ..report(JobId(1), Attempt(7), TaskId(8), State::Running) };
+    master.tells(node(), 3, 4, vec![other]);
+    assert!(master.holds(1).stuck.is_some());
+    master.tells(node(), 4, 5, vec![said(1, 8, State::Running)]);
+    assert_eq!(master.holds(1), Holds::default());
 }
 
 #[test]
@@ -504,9 +537,7 @@ fn while_a_node_has_not_spoken_nothing_is_called_impossible_and_the_job_says_why
     master.tells(node(), 0, 0, vec![]);
     let (jobs, _) = master.submit(vec![spec(9999)]);
     assert_eq!(jobs.unwrap()[0].status, State::Pending);
-    let (reply, answer) = mpsc::channel();
-    master.turn(vec![Message::Why { job: JobId(1), reply }]);
-    let why = answer.recv().unwrap().unwrap();
+    let why = master.holds(1).waits.unwrap();
     assert!(why.starts_with("needs 9999 MiB; the largest node 0 has 1000 MiB in all (no answer from node 1"), "{why}");
 }
 
@@ -569,7 +600,7 @@ impl Master {
     fn why(&mut self, job: u64) -> String {
         let (reply, answer) = mpsc::channel();
         self.turn(vec![Message::Why { job: JobId(job), reply }]);
-        answer.recv().unwrap().unwrap_or_default()
+        answer.recv().unwrap().waits.unwrap_or_default()
     }
 }
 

@@ -18,6 +18,9 @@ pub fn details(view: &Details) -> Markup {
     page.around(&html! {
         (heading(view))
         (why(view))
+        @if let Some(stuck) = view.stuck.as_ref().filter(|_| !job.status.is_final()) {
+            p.notice.bad { strong { "Stuck: " } bdi { (text::visible_line(stuck)) } }
+        }
         @if view.kill_asked && !job.status.is_final() {
             p.notice { strong { "Stopping: " } "somebody asked for its end, and it has not ended yet." }
         }

@@ -56,6 +56,7 @@ pub(super) fn section(view: &NodeTable) -> Markup {
 
 fn row(node: &Node, now: Timestamp) -> Markup {
     let stale = !matches!(node.state, NodeState::Ready) && node.resource.is_some();
+    let closed = node.resource.as_ref().and_then(|said| said.closed.as_deref());
     html! {
         tr id=(links::node_anchor(node.id)) class=[stale.then_some("stale")] {
             th.id.number scope="row" { (node.id) }
@@ -64,7 +65,7 @@ fn row(node: &Node, now: Timestamp) -> Markup {
                 @if let Some(resource) = &node.resource { (system(resource)) }
             }
             td.state {
-                (state(&node.state, now))
+                (state(&node.state, closed, now))
                 @if stale { div.reason { "The numbers are from before." } }
                 @for note in &node.notes { div.reason { (text::visible_line(note)) } }
             }
@@ -83,11 +84,13 @@ fn row(node: &Node, now: Timestamp) -> Markup {
     }
 }
 
-fn state(state: &NodeState, now: Timestamp) -> Markup {
+fn state(state: &NodeState, closed: Option<&str>, now: Timestamp) -> Markup {
     html! {
         span class={ "pill " (state.as_str()) } { (state.as_str()) }
         @match state {
-            NodeState::Ready => {}
+            NodeState::Ready => {
+                @if let Some(why) = closed { " " span.reason { "takes nothing new: " (text::visible_line(why)) } }
+            }
             NodeState::Unknown => { " " span.reason { "not heard of yet" } }
             NodeState::Lost { since, why } => {
                 " " span.reason { (times::ago(*since, now)) ": " (text::visible_line(why)) }

@@ -125,6 +125,7 @@ pub(super) fn resource(node: u32, images: &[&str]) -> NodeResource {
         union: "overlay".to_owned(),
         leaks: 0,
         stamp: None,
+        closed: None,
     }
 }
 
@@ -204,6 +205,7 @@ pub(super) fn details(job: Job) -> Details {
     Details {
         job,
         waits: None,
+        stuck: None,
         kill_asked: false,
         monitor: log(
             "09:13:53.102 task 104233 of job 104230, attempt 1\n09:13:53.103 cgroups: memory 512 MiB, cpu 2, pids 512\n\
@@ -252,6 +254,7 @@ fn the_pages_can_be_written_out_and_looked_at() {
     let search = JobQuery { q: format!("{SCRIPT} \u{202e}"), status: Some(State::Running), ..JobQuery::default() };
     let waiting = Details {
         waits: Some("needs 128 CPUs; the largest node has 16".to_owned()),
+        stuck: None,
         stdout: LogTail::NotYet,
         stderr: LogTail::NotYet,
         monitor: LogTail::NotYet,

@@ -142,6 +142,8 @@ pub struct Details {
     pub job: Job,
     /// Why it is not running yet, while it waits: the scheduler's sentence; or that its node is not heard of.
     pub waits: Option<String>,
+    /// What holds it up on its node: the node's sentence.
+    pub stuck: Option<String>,
     /// Whether somebody has asked for its end.
     pub kill_asked: bool,
     /// What the monitor did.

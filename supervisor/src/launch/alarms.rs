@@ -18,6 +18,10 @@ pub enum Alarm {
     TimeUp,
     /// It was asked to end, and has had the time to.
     GraceOver,
+    /// The logs are to be looked at.
+    LookAtLogs,
+    /// What was killed has had the time to be gone.
+    StillThere,
 }
 
 /// The alarms that are set. Times are of CLOCK_BOOTTIME: it counts while the machine sleeps, and no change of the wall

@@ -8,6 +8,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
@@ -15,11 +16,14 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use wire::Log;
 use wire::fault::Point;
 
 use super::alarms::{Alarm, Alarms};
+use super::log_cap::{LogCap, Look};
 use super::monitor::Monitor;
 use super::payload::{self, Streams};
 use super::plan::Plan;
@@ -36,10 +40,10 @@ use crate::{fault, namespaces, rootfs, security, sys};
 pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
     fault::moment(Point::InitBegun);
     let mut monitor = Monitor::default();
-    let mut started_at = None;
+    let mut ran = Ran::default();
     let end = match build(plan, line, &mut monitor) {
         Ok(built) => match wait_for_go(line) {
-            Go::Run => match run_command(plan, line, built, &mut monitor, &mut started_at) {
+            Go::Run => match run_command(plan, line, built, &mut monitor, &mut ran) {
                 Ok(end) => end,
                 Err(failed) => failed.into(),
             },
@@ -49,16 +53,59 @@ pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
         },
         Err(failed) => failed.into(),
     };
+    let end = ran.judge(end);
     fault::moment(Point::InitEnded);
-    let record = EndRecord { boot_id: plan.boot_id.clone(), end, started_at, ended_at: Timestamp::now() };
+    // From here on the share may hold us up for as long as it likes. So first what must not wait for it: the death of
+    // all that is left, the record, and the word that there is one.
+    kill_what_is_left();
+    let record =
+        EndRecord { boot_id: plan.boot_id.clone(), end, started_at: ran.started_at, ended_at: Timestamp::now() };
     monitor.say(format!("end: {}", in_words(&record.end)));
     let written = plan.record.write(&record);
     if let Err(error) = &written {
         monitor.say(format!("cannot write the end record: {error}"));
     }
     fault::moment(Point::InitRecorded);
+    if written.is_ok() {
+        // The end of the line is that word. Whoever launched us may be gone; the record is there for the next one.
+        let _ = line.shutdown(Shutdown::Write);
+    }
+    if let Some(logs) = ran.logs.filter(|logs| matches!(logs.look(), Look::Over(_))) {
+        wait_for_the_dead();
+        if let Err(error) = logs.cut() {
+            monitor.say(format!("cannot cut the logs: {error}"));
+        }
+    }
     monitor.flush();
     i32::from(written.is_err())
+}
+
+/// What is known of a command once it runs.
+#[derive(Default)]
+struct Ran {
+    started_at: Option<Timestamp>,
+    logs: Option<LogCap>,
+}
+
+impl Ran {
+    /// A command that wrote too much between the last look and its end has still written too much.
+    fn judge(&self, end: End) -> End {
+        match (&end, &self.logs) {
+            (End::Exited { .. } | End::Signaled { .. }, Some(logs)) => match logs.look() {
+                Look::Over(stream) => End::LogLimit { stream, limit_bytes: logs.limit_bytes() },
+                Look::Within(_) => end,
+            },
+            _ => end,
+        }
+    }
+}
+
+/// What the command left running ends with it. It would when we exit, but that may be a while.
+fn kill_what_is_left() {
+    if nix::unistd::getpid() == Pid::from_raw(1) {
+        // ESRCH: nothing is.
+        let _ = nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
+    }
 }
 
 /// What stands once the container is built.
@@ -108,7 +155,6 @@ fn build(plan: &Plan<'_>, line: &UnixStream, monitor: &mut Monitor) -> Result<Bu
     rootfs::pivot()?;
     namespaces::set_hostname(&plan.config.uts_name).step(|| "set the hostname".to_owned())?;
     namespaces::ready_network(plan.config.network).step(|| "bring loopback up".to_owned())?;
-    monitor.flush();
     fault::moment(Point::InitBuilt);
     Ok(Built { group, streams })
 }
@@ -193,6 +239,18 @@ fn write_config(plan: &Plan<'_>, packages: &[Package]) -> Result<(), StepError> 
         .step(|| "write the container's config".to_owned())
 }
 
+/// Waits until nothing of the container is left but us, for two seconds at most: what dies may still be writing.
+fn wait_for_the_dead() {
+    for _ in 0..200 {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Err(_) => return,
+            // Nothing to wait on but the time: SIGCHLD goes to a descriptor that the watch has closed.
+            Ok(WaitStatus::StillAlive) => drop(nix::poll::poll(&mut [], 10_u8)),
+            Ok(_) => {}
+        }
+    }
+}
+
 /// The answer to "may the command run?".
 enum Go {
     Run,
@@ -213,27 +271,29 @@ fn run_command(
     line: &UnixStream,
     built: Built,
     monitor: &mut Monitor,
-    started_at: &mut Option<Timestamp>,
+    ran: &mut Ran,
 ) -> Result<End, StepError> {
     fault::moment(Point::InitTold);
     // The container may have taken long to build, on a share that hung.
     if plan.lease.as_ref().is_some_and(Watched::is_over) {
         return Ok(End::LeaseOver);
     }
-    monitor.say("starting the command");
-    // The log may hang, so nothing is written to it while time is to be kept.
+    // The last write to the share before the end: once there is a command to watch, nothing may hold the watch up.
+    monitor.say("told to go");
     monitor.flush();
     let Some(payload) = spawn(plan, &built)? else { return Ok(End::LeaseOver) };
     fault::moment(Point::InitForked);
-    // The payload has its copies; kept here they would only hold its cgroups and logs open.
-    drop(built);
     let now = Timestamp::now();
-    *started_at = Some(now);
+    ran.started_at = Some(now);
+    // The payload has its copies; the logs are kept to be measured, and what else is kept would only hold its cgroups open.
+    ran.logs = built.streams.map(|streams| LogCap::new(streams.stdout, streams.stderr, plan.log_limit_bytes));
+    drop(built.group);
     // The supervisor may be gone by now; it learns the time from the record.
     let _ = (&*line).write_all(now.to_string().as_bytes());
     fault::moment(Point::InitStarted);
+    monitor.say("command started");
     security::drop_init_capabilities().step(|| "drop capabilities".to_owned())?;
-    let mut watch = Watch::new(plan, line, payload).step(|| "watch the command".to_owned())?;
+    let mut watch = Watch::new(plan, line, payload, ran.logs.as_ref()).step(|| "watch the command".to_owned())?;
     watch.until_the_end(monitor).step(|| "watch the command".to_owned())
 }
 
@@ -287,6 +347,9 @@ fn in_words(end: &End) -> String {
         End::TimedOut => "stopped: time is up".to_owned(),
         End::Killed => "stopped: asked to".to_owned(),
         End::LeaseOver => "killed: the lease ran out".to_owned(),
+        End::LogLimit { stream, limit_bytes } => {
+            format!("stopped: {stream} is over {}", wire::size::in_words(*limit_bytes))
+        }
         End::NeverTold => "left: the supervisor was gone before it said go".to_owned(),
         End::LaunchFailed { step, cause } => format!("launch failed: {step}: {cause}"),
     }

@@ -23,6 +23,7 @@ use crate::{child, fault, namespaces, sys};
 
 mod alarms;
 mod init;
+mod log_cap;
 mod monitor;
 mod payload;
 mod plan;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub package_roots: Vec<PathBuf>,
     /// How layers are united.
     pub union: UnionDriver,
+    /// What each of a task's logs may hold, in bytes.
+    pub log_limit_bytes: u64,
 }
 
 impl Settings {
@@ -228,7 +231,8 @@ impl InitLine {
         (&self.0).write_all(GO)
     }
 
-    /// When the command was executed; `None` while nothing has come yet. Init's exit is an `UnexpectedEof`.
+    /// When the command was executed; `None` while nothing has come. An `UnexpectedEof`: init has recorded the end and
+    /// leaves, or is gone.
     pub fn started(&self) -> io::Result<Option<Timestamp>> {
         let mut text = [0; 64];
         match (&self.0).read(&mut text) {

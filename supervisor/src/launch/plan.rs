@@ -60,6 +60,8 @@ pub struct Plan<'a> {
     pub logs: Logs,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
+    /// What each log may hold.
+    pub log_limit_bytes: u64,
     /// From the start of the command; `None`: no limit.
     pub timeout: Option<Duration>,
     /// End with the launching process.
@@ -108,6 +110,7 @@ impl<'a> Plan<'a> {
             boot_id: &launcher.boot_id,
             logs: request.logs,
             grace: request.grace,
+            log_limit_bytes: settings.log_limit_bytes,
             timeout: (request.spec.timeout > 0).then(|| Duration::from_millis(request.spec.timeout)),
             die_with_parent: request.die_with_parent,
             lease,

@@ -13,8 +13,8 @@ use std::path::Path;
 use jiff::Timestamp;
 use rustix::fs::{FallocateFlags, FlockOperation};
 use serde::{Deserialize, Serialize};
-use wire::BootId;
 use wire::fault::Point;
+use wire::{BootId, Log};
 
 use super::step::StepError;
 use crate::fault;
@@ -59,6 +59,13 @@ pub enum End {
     Killed,
     /// Init killed it, or did not begin it, because its lease had run out.
     LeaseOver,
+    /// Init stopped it because it wrote too much.
+    LogLimit {
+        /// To which stream.
+        stream: Log,
+        /// What that may hold.
+        limit_bytes: u64,
+    },
     /// Whoever launched it was gone before it said go: the command has not run, and may be launched anew.
     NeverTold,
     /// It never ran.

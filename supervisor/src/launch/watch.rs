@@ -1,10 +1,11 @@
 //! Init's watch over the running command: signals, the clock, the line; what is done about each.
 //!
-//! It ends with the command, and tells what ended it. It never reads or writes the share: a hung one must not keep a
-//! time limit from being enforced.
+//! It ends with the command, and tells what ended it. It never reads or writes the share, nor waits for a command that
+//! the share keeps from dying: a hung one must not keep a time limit from being enforced, nor the end from being told.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
@@ -14,18 +15,22 @@ use nix::unistd::Pid;
 use wire::fault::Point;
 
 use super::alarms::{Alarm, Alarms};
+use super::log_cap::{LogCap, Look};
 use super::monitor::Monitor;
 use super::plan::Plan;
 use super::record::End;
 use crate::fault;
 
+/// How long what was killed may take to be gone: then the kernel holds it, and it will never run a user's code again.
+const DEAD_BY_THEN: Duration = Duration::from_secs(2);
+
 /// Init's own standing watch over the command.
 ///
 /// ```text
 ///   Running ──exits, dies──────────────▶ End::Exited | End::Signaled
-///      │ time is up │ asked to stop
-///      ▼            ▼   SIGTERM to all
-///   Stopping(TimedOut | Killed) ──grace over──▶ SIGKILL to all
+///      │ time is up │ asked to stop      │ a log is over its cap
+///      ▼            ▼   SIGTERM to all   ▼
+///   Stopping(TimedOut | Killed) ──grace over──▶ SIGKILL to all ──still there──▶ that end
 ///      └──the command is gone──▶ that end
 ///   Running, Stopping ──lease over──▶ SIGKILL to all, without a grace period
 /// ```
@@ -39,28 +44,41 @@ pub struct Watch<'p> {
     payload: Pid,
     signals: SignalFd,
     alarms: Alarms,
+    logs: Option<&'p LogCap>,
     stopping: Option<End>,
 }
 
 impl<'p> Watch<'p> {
     /// Watches from now on; the time limit begins here.
-    pub fn new(plan: &'p Plan<'_>, line: &'p UnixStream, payload: Pid) -> nix::Result<Watch<'p>> {
+    pub fn new(
+        plan: &'p Plan<'_>,
+        line: &'p UnixStream,
+        payload: Pid,
+        logs: Option<&'p LogCap>,
+    ) -> nix::Result<Watch<'p>> {
         // All are blocked since the clone; the rest of them mean nothing to us.
         let mut wanted = SigSet::empty();
         wanted.add(Signal::SIGCHLD);
         wanted.add(Signal::SIGTERM);
         let signals = SignalFd::new(&wanted)?;
-        let mut watch = Watch { plan, line, payload, signals, alarms: Alarms::new()?, stopping: None };
+        let mut watch = Watch { plan, line, payload, signals, alarms: Alarms::new()?, logs, stopping: None };
         if let Some(timeout) = plan.timeout {
             watch.alarms.set(Alarm::TimeUp, timeout)?;
         }
         if let Some(lease) = &plan.lease {
             watch.alarms.set_at(Alarm::LeaseEnds, lease.end())?;
         }
+        if let Some(logs) = logs {
+            let first = match logs.look() {
+                Look::Within(pause) => pause,
+                Look::Over(_) => Duration::ZERO,
+            };
+            watch.alarms.set(Alarm::LookAtLogs, first)?;
+        }
         Ok(watch)
     }
 
-    /// Returns once the command is gone.
+    /// Returns once the command is gone, or was killed and the kernel does not let go of it.
     pub fn until_the_end(&mut self, monitor: &mut Monitor) -> nix::Result<End> {
         loop {
             let happened = self.wait()?;
@@ -75,9 +93,13 @@ impl<'p> Watch<'p> {
             if happened.parent_gone && self.stopping.is_none() {
                 monitor.say("whoever ran this is gone");
                 self.stopping = Some(End::Killed);
-                self.kill_all(Signal::SIGKILL);
+                self.kill()?;
             }
             for alarm in happened.alarms {
+                if alarm == Alarm::StillThere {
+                    monitor.say("killed, and not gone: the kernel holds it");
+                    return Ok(self.stopping.take().unwrap_or(End::Killed));
+                }
                 self.ring(alarm, monitor)?;
             }
         }
@@ -100,8 +122,24 @@ impl<'p> Watch<'p> {
             }
             Alarm::GraceOver => {
                 monitor.say("grace period over");
-                self.kill_all(Signal::SIGKILL);
-                Ok(())
+                self.kill()
+            }
+            Alarm::LookAtLogs => self.look_at_logs(monitor),
+            // It ends the watch where it is heard.
+            Alarm::StillThere => Ok(()),
+        }
+    }
+
+    /// A flood is stopped at once: a grace period would only be used to write more.
+    fn look_at_logs(&mut self, monitor: &mut Monitor) -> nix::Result<()> {
+        let Some(logs) = self.logs else { return Ok(()) };
+        match logs.look() {
+            Look::Within(pause) => self.alarms.set(Alarm::LookAtLogs, pause),
+            Look::Over(stream) => {
+                let limit_bytes = logs.limit_bytes();
+                monitor.say(format!("{stream} is over {}", wire::size::in_words(limit_bytes)));
+                self.stopping.get_or_insert(End::LogLimit { stream, limit_bytes });
+                self.kill()
             }
         }
     }
@@ -176,6 +214,11 @@ impl<'p> Watch<'p> {
         self.stopping = Some(end);
         self.kill_all(Signal::SIGTERM);
         self.alarms.set(Alarm::GraceOver, self.plan.grace)
+    }
+
+    fn kill(&mut self) -> nix::Result<()> {
+        self.kill_all(Signal::SIGKILL);
+        self.alarms.set(Alarm::StillThere, DEAD_BY_THEN)
     }
 
     fn kill_all(&self, signal: Signal) {

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::logs::Log;
+use crate::size;
+
 /// Input that was refused: which field, and why, in words the sender can act on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{field}: {message}")]
@@ -68,8 +71,13 @@ pub enum Reason {
     Lost,
     /// It has run, or may have, since the copy was made that the master's database was put back from.
     RanUnknown,
-    /// A log stream grew over its cap.
-    LogLimit,
+    /// It wrote more output than the node keeps of one task.
+    LogLimit {
+        /// To which stream.
+        stream: Log,
+        /// What that may hold at most.
+        limit_bytes: u64,
+    },
     /// The node refused the task as impossible; the sentence is the node's.
     Refused {
         /// Why.
@@ -100,7 +108,9 @@ impl fmt::Display for Reason {
             Reason::RanUnknown => f.write_str(
                 "lost: it has run, or may have, since the copy was made that the master's database was put back from",
             ),
-            Reason::LogLimit => f.write_str("log limit"),
+            Reason::LogLimit { stream, limit_bytes } => {
+                write!(f, "log limit ({stream} is over {})", size::in_words(*limit_bytes))
+            }
             Reason::Refused { message } => write!(f, "refused by the node: {message}"),
             Reason::Unknown => f.write_str("a reason this version of berth does not know"),
         }
@@ -162,6 +172,8 @@ mod tests {
         assert_eq!(said(Reason::NodeLost { attempts: 1 }), "node lost");
         assert_eq!(said(Reason::NodeLost { attempts: 3 }), "node lost (3 attempts, each lost with its node)");
         assert_eq!(said(Reason::LeaseOver), "lease ran out");
+        let flood = Reason::LogLimit { stream: Log::Stderr, limit_bytes: 1 << 30 };
+        assert_eq!(said(flood), "log limit (stderr is over 1 GiB)");
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub struct NodeResource {
     /// When it said this, by its own clock; an older node does not tell, and knows no leases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<Stamp>,
+    /// Why it takes no task at present, however much is free: its disk is full, or it cannot write its journal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<String>,
 }
 
 /// `data` of `GET /task/events`: every task whose latest change is after N, oldest change first.

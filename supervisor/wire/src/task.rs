@@ -150,6 +150,9 @@ pub struct TaskReport {
     /// Why it failed, in words; what `cause` prints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What holds it up, in words, if it should have gone on or ended and something keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck: Option<String>,
     /// The command's exit status, if it exited.
     pub exit_code: Option<i32>,
     /// When the command started.

@@ -79,7 +79,7 @@ fn what_waited_is_placed_once_every_node_has_spoken_or_is_lost() {
     assert_eq!(creates(&master.answers_roll_call(0, vec![], remembers(1, &[]))), []);
     let (reply, why) = mpsc::channel();
     master.turn(vec![Message::Why { job: JobId(1), reply }]);
-    assert!(why.recv().unwrap().unwrap().contains("node 1 has said what it runs"));
+    assert!(why.recv().unwrap().waits.unwrap().contains("node 1 has said what it runs"));
     let silent = || Said::Events { after: EventNumber(0), answer: Err("no route".into()) };
     assert_eq!(creates(&master.says(1, silent())), []);
     master.now.clock += Duration::from_secs(10);
