@@ -96,6 +96,11 @@ fn first_that_works(
     for driver in candidates.iter().copied().filter(|driver| has(*driver)) {
         match prove(driver) {
             Ok(()) => return Ok(driver),
+            // A node must come up to tell how its tasks ended, and takes no other while its disk is full.
+            Err(cause) if is_full(&cause) => {
+                log::warn!("{} is not tried, for the disk is full: {cause}", driver.as_str());
+                return Ok(driver);
+            }
             Err(cause) => {
                 log::warn!("this kernel has {}, but it does not work here: {cause}", driver.as_str());
                 failed = Some((driver, cause));
@@ -103,6 +108,10 @@ fn first_that_works(
         }
     }
     Err(failed)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Has the kernel load a union filesystem's module, if it is one and not there yet: /proc/filesystems lists no module
@@ -217,10 +226,16 @@ fn remove_old_trials(folder: &Path) {
 
 fn in_a_child(trial: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let (mut said, theirs) = io::pipe()?;
+    const WORKS: i32 = 0;
+    const FAILED: i32 = 1;
+    const FULL: i32 = 2;
     let child = sys::fork_child(|| match trial() {
-        Ok(()) => 0,
-        // Should it not be heard, the status says enough.
-        Err(error) => (&theirs).write_all(error.to_string().as_bytes()).map_or(1, |()| 1),
+        Ok(()) => WORKS,
+        Err(error) => {
+            // Should it not be heard, the status says enough.
+            let _ = (&theirs).write_all(error.to_string().as_bytes());
+            if is_full(&error) { FULL } else { FAILED }
+        }
     })?;
     drop(theirs);
     let mut text = String::new();
@@ -230,7 +245,8 @@ fn in_a_child(trial: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT,
     )?;
     match child::reap(&child.pidfd)? {
-        Some(0) => Ok(()),
+        Some(WORKS) => Ok(()),
+        Some(FULL) => Err(io::Error::new(io::ErrorKind::StorageFull, text)),
         _ if text.is_empty() => Err(io::Error::other("the trial ended early")),
         _ => Err(io::Error::other(text)),
     }
@@ -238,7 +254,8 @@ fn in_a_child(trial: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
 
 /// All paths are short and relative to the trial's folder, as a container's are to its own.
 fn try_union(driver: UnionDriver, scratch: &Path) -> io::Result<()> {
-    let step = |what: &'static str| move |cause: io::Error| io::Error::other(format!("cannot {what}: {cause}"));
+    let step =
+        |what: &'static str| move |cause: io::Error| io::Error::new(cause.kind(), format!("cannot {what}: {cause}"));
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     rustix::process::chdir(scratch)?;
@@ -334,6 +351,8 @@ mod tests {
         let only = candidates(UnionChoice::Only(Aufs));
         assert_eq!(first_that_works(only, |_| true, broken).unwrap_err().unwrap().0, Aufs);
         assert!(first_that_works(only, |_| false, |_| Ok(())).unwrap_err().is_none());
+        let full = |_| Err(io::ErrorKind::StorageFull.into());
+        assert_eq!(first_that_works(auto, |_| true, full).unwrap(), Aufs, "a full disk proves nothing");
     }
 
     #[test]
