@@ -270,7 +270,7 @@ impl Api {
         let job = self.find(id)?.job;
         match asked.query.get("follow") {
             None | Some("" | "0") => {}
-            Some("1") => return self.follow(&job, log, offset),
+            Some("1") => return self.follow(asked, &job, log, offset),
             Some(other) => return Err(BadInput::new("follow", format!("{other:?} is neither 0 nor 1")).into()),
         }
         let empty = || Response::bytes(200, "text/plain; charset=utf-8", Vec::new()).with_header("X-Berth-Size", "0");
@@ -286,7 +286,11 @@ impl Api {
     }
 
     /// The head of an answer that the followers' room goes on with: no worker waits for a log to grow.
-    fn follow(&self, job: &Job, log: Log, offset: u64) -> Result<Answer, Refused> {
+    fn follow(&self, asked: &Asked, job: &Job, log: Log, offset: u64) -> Result<Answer, Refused> {
+        let attempt = asked.query.get("attempt").filter(|text| !text.is_empty()).map(str::parse).transpose()?;
+        if attempt.is_some_and(|attempt| attempt != job.attempt) {
+            return Err(BadInput::new("attempt", format!("job {} is at attempt {}", job.id, job.attempt)).into());
+        }
         if let Some(written) = self.written(job, log, offset)?
             && offset > written
         {
@@ -295,7 +299,7 @@ impl Api {
         }
         let head = Response::bytes(200, "text/plain; charset=utf-8", Vec::new());
         let head = head.with_header("X-Berth-Offset", offset.to_string());
-        Ok(head.with_header(gate::STANDS, Follow { job: job.id, log, offset }.to_string()).into())
+        Ok(head.with_header(gate::STANDS, Follow { job: job.id, log, offset, attempt }.to_string()).into())
     }
 
     /// How long the log is by now, where that decides anything. `None`: it does not, or nobody can say. A follower waits

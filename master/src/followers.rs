@@ -29,12 +29,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use wire::http::ConnectionId;
-use wire::{BadInput, JobId, Log};
+use wire::{Attempt, BadInput, JobId, Log};
 
 use crate::gate::{News, Say, Voice};
 use crate::job::Job;
 use crate::output::{LogError, Logs, Piece, READERS};
-use crate::store::Reader;
+use crate::store::{Kept, Reader};
 use troubles::Troubles;
 use watched::{Deed, Look, PIECE_BYTES, Watched};
 
@@ -47,11 +47,14 @@ pub struct Follow {
     pub log: Log,
     /// From which byte on.
     pub offset: u64,
+    /// In which attempt's log the offset counts, if that was said.
+    pub attempt: Option<Attempt>,
 }
 
 impl fmt::Display for Follow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.job, self.log, self.offset)
+        write!(f, "{} {} {}", self.job, self.log, self.offset)?;
+        self.attempt.map_or(Ok(()), |attempt| write!(f, " {attempt}"))
     }
 }
 
@@ -59,10 +62,15 @@ impl FromStr for Follow {
     type Err = BadInput;
 
     fn from_str(text: &str) -> Result<Follow, BadInput> {
+        let number = |text: &str| text.parse().map_err(|_| BadInput::new("follow", format!("{text:?} is no number")));
         let words: Vec<&str> = text.split(' ').collect();
-        let [job, log, offset] = words[..] else { return Err(BadInput::new("follow", "has not three words")) };
-        let offset = offset.parse().map_err(|_| BadInput::new("offset", "is no number"))?;
-        Ok(Follow { job: job.parse()?, log: log.parse()?, offset })
+        let (job, log, offset, attempt) = match words[..] {
+            [job, log, offset] => (job, log, offset, None),
+            [job, log, offset, attempt] => (job, log, offset, Some(attempt)),
+            _ => return Err(BadInput::new("follow", "has not three or four words")),
+        };
+        let attempt = attempt.map(str::parse).transpose()?;
+        Ok(Follow { job: job.parse()?, log: log.parse()?, offset: number(offset)?, attempt })
     }
 }
 
@@ -203,6 +211,9 @@ impl Room {
         // First, so that no change after the look into the database goes unheard.
         self.bell.followed.lock().unwrap_or_else(PoisonError::into_inner).insert(follow.job);
         match self.reader.job(follow.job) {
+            Ok(Some(Kept { job, .. })) if follow.attempt.is_some_and(|attempt| attempt != job.attempt) => {
+                self.turn_away(client, &format!("job {} is being tried again", job.id));
+            }
             Ok(Some(kept)) => self.let_in(client, &kept.job, follow, now),
             Ok(None) => self.turn_away(client, &format!("there is no job {}", follow.job)),
             Err(error) => self.turn_away(client, &error.to_string()),
@@ -328,9 +339,11 @@ mod tests {
 
     #[test]
     fn what_is_followed_is_said_and_read_the_same_way() {
-        let follow = Follow { job: JobId(7), log: Log::Monitor, offset: u64::MAX };
-        assert_eq!(follow.to_string().parse(), Ok(follow));
-        for wrong in ["", "7", "7 stdout", "7 stdout -1", "x stdout 0", "7 stdin 0", "7 stdout 0 0"] {
+        let follow = Follow { job: JobId(7), log: Log::Monitor, offset: u64::MAX, attempt: None };
+        for follow in [follow, Follow { attempt: Some(Attempt(2)), ..follow }] {
+            assert_eq!(follow.to_string().parse(), Ok(follow));
+        }
+        for wrong in ["", "7", "7 stdout", "7 stdout -1", "x stdout 0", "7 stdin 0", "7 stdout 0 x", "7 stdout 0 1 1"] {
             assert!(wrong.parse::<Follow>().is_err(), "{wrong:?}");
         }
     }

@@ -321,7 +321,8 @@ fn a_follower_is_handed_to_its_room_and_wrong_ones_are_refused_by_name() {
     for (target, what) in [
         ("/job/output/1/stdout?follow=1", "1 stdout 0"),
         ("/job/output/1/stdout?follow=1&offset=100", "1 stdout 100"),
-        ("/job/output/1/stderr?follow=1", "1 stderr 0"),
+        ("/job/output/1/stderr?follow=1&attempt=", "1 stderr 0"),
+        ("/job/output/1/stderr?follow=1&attempt=1", "1 stderr 0 1"),
     ] {
         let head = desk.get(target);
         assert_eq!((head.status, head.body.len(), header(&head, gate::STANDS)), (200, 0, Some(what)), "{target}");
@@ -332,6 +333,8 @@ fn a_follower_is_handed_to_its_room_and_wrong_ones_are_refused_by_name() {
         ("/job/output/1/stdout?follow=1&offset=-1", "offset"),
         ("/job/output/1/stdout?follow=1&offset=1e3", "offset"),
         ("/job/output/1/stdout?follow=1&offset=18446744073709551616", "offset"),
+        ("/job/output/1/stdout?follow=1&attempt=2", "attempt"),
+        ("/job/output/1/stdout?follow=1&attempt=x", "attempt"),
         ("/job/output/1/stdout?follow=yes", "follow"),
     ] {
         let refused = desk.get(target);
