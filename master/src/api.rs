@@ -8,6 +8,7 @@
 mod answer;
 mod asked;
 mod forms;
+mod output;
 mod refused;
 mod streams;
 mod text;
@@ -31,11 +32,9 @@ use refused::Refused;
 pub use streams::{LANES_HELD, Streams};
 use wants::Wants;
 
-use crate::followers::Follow;
-use crate::gate;
 use crate::job::{Job, Node};
 use crate::jobs::{Holds, Message, RefusedJob};
-use crate::output::{LogError, LogOf, Logs, Piece, Whence};
+use crate::output::{LogError, LogOf, Logs, Piece};
 use crate::pages::view::{
     BatchForm, ConfirmKill, CreateFields, CreateForm, Details, Home, JobQuery, JobTable, LocalPath, LogTail, Login,
     NodeTable,
@@ -261,67 +260,6 @@ impl Api {
         Some(self.shared.logs.tails(logs, TAIL_BYTES))
     }
 
-    fn output(&self, asked: &Asked, id: JobId, log: &str) -> Result<Answer, Refused> {
-        let Some(log) = LOGS.into_iter().find(|known| known.as_str() == log) else {
-            let message = format!("there is no log {log:?}; there are stdout, stderr and monitor");
-            return Err(Refusal::new(RefusalCode::NotFound, message).into());
-        };
-        let offset = number(asked, "offset")?.unwrap_or(0);
-        let job = self.find(id)?.job;
-        match asked.query.get("follow") {
-            None | Some("" | "0") => {}
-            Some("1") => return self.follow(asked, &job, log, offset),
-            Some(other) => return Err(BadInput::new("follow", format!("{other:?} is neither 0 nor 1")).into()),
-        }
-        let empty = || Response::bytes(200, "text/plain; charset=utf-8", Vec::new()).with_header("X-Berth-Size", "0");
-        let Some((node, task)) = job.placed.and_then(|placed| Some((placed.node, placed.task?))) else {
-            return Ok(empty().into());
-        };
-        match self.shared.logs.open(LogOf { node, task, log }, offset) {
-            Ok(stream) => Ok(Answer::Log(stream)),
-            Err(LogError::Missing) if !job.status.is_final() => Ok(empty().into()),
-            Err(LogError::Missing) => Err(no_log(id, log)),
-            Err(error) => Err(Refusal::new(RefusalCode::Busy, error.to_string()).into()),
-        }
-    }
-
-    /// The head of an answer that the followers' room goes on with: no worker waits for a log to grow.
-    fn follow(&self, asked: &Asked, job: &Job, log: Log, offset: u64) -> Result<Answer, Refused> {
-        let attempt = asked.query.get("attempt").filter(|text| !text.is_empty()).map(str::parse).transpose()?;
-        if attempt.is_some_and(|attempt| attempt != job.attempt) {
-            return Err(BadInput::new("attempt", format!("job {} is at attempt {}", job.id, job.attempt)).into());
-        }
-        if let Some(written) = self.written(job, log, offset)?
-            && offset > written
-        {
-            let message = format!("{offset} is beyond the {written} bytes written so far");
-            return Err(BadInput::new("offset", message).into());
-        }
-        let head = Response::bytes(200, "text/plain; charset=utf-8", Vec::new());
-        let head = head.with_header("X-Berth-Offset", offset.to_string());
-        Ok(head.with_header(gate::STANDS, Follow { job: job.id, log, offset, attempt }.to_string()).into())
-    }
-
-    /// How long the log is by now, where that decides anything. `None`: it does not, or nobody can say. A follower waits
-    /// for what cannot be read now.
-    fn written(&self, job: &Job, log: Log, offset: u64) -> Result<Option<u64>, Refused> {
-        let Some((node, task)) = job.placed.and_then(|placed| Some((placed.node, placed.task?))) else {
-            return Ok(Some(0));
-        };
-        if offset == 0 && !job.status.is_final() {
-            return Ok(None);
-        }
-        let size = |whence| self.shared.logs.size(LogOf { node, task, log }, whence);
-        match size(Whence::Anywhere) {
-            // A share may show less than a follower has been sent already.
-            Ok(written) if offset > written => Ok(Some(size(Whence::Node).unwrap_or(written))),
-            Ok(written) => Ok(Some(written)),
-            Err(LogError::Missing) if job.status.is_final() => Err(no_log(job.id, log)),
-            Err(LogError::Missing) => Ok(Some(0)),
-            Err(_) => Ok(None),
-        }
-    }
-
     fn find(&self, id: JobId) -> Result<Kept, Refused> {
         self.reader.job(id)?.ok_or_else(|| Refused::no_job(id))
     }
@@ -517,10 +455,6 @@ fn shown(job: &Job, tail: Result<Piece, LogError>) -> LogTail {
         Err(LogError::Missing) if !job.status.is_final() => LogTail::Tail { bytes: Vec::new(), total_bytes: 0 },
         Err(error) => LogTail::Unavailable(error.to_string()),
     }
-}
-
-fn no_log(job: JobId, log: Log) -> Refused {
-    Refusal::new(RefusalCode::NotFound, format!("job {job} has no {log} log")).into()
 }
 
 fn job_query(asked: &Asked) -> Result<JobQuery, BadInput> {

@@ -11,6 +11,7 @@ use wire::{Attempt, NodeId, TaskId};
 
 use super::streams::STREAMS;
 use super::*;
+use crate::gate;
 use crate::job::Placed;
 use crate::jobs::{self, Nodes, Owner};
 use crate::nodes::Now;
