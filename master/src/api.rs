@@ -8,6 +8,7 @@
 mod answer;
 mod asked;
 mod forms;
+mod output;
 mod refused;
 mod streams;
 mod text;
@@ -257,28 +258,6 @@ impl Api {
         let task = placed.task?;
         let logs = LOGS.map(|log| LogOf { node: placed.node, task, log });
         Some(self.shared.logs.tails(logs, TAIL_BYTES))
-    }
-
-    fn output(&self, asked: &Asked, id: JobId, log: &str) -> Result<Answer, Refused> {
-        let Some(log) = LOGS.into_iter().find(|known| known.as_str() == log) else {
-            let message = format!("there is no log {log:?}; there are stdout, stderr and monitor");
-            return Err(Refusal::new(RefusalCode::NotFound, message).into());
-        };
-        let offset = number(asked, "offset")?.unwrap_or(0);
-        let job = self.find(id)?.job;
-        let empty = || Response::bytes(200, "text/plain; charset=utf-8", Vec::new()).with_header("X-Berth-Size", "0");
-        let Some((node, task)) = job.placed.and_then(|placed| Some((placed.node, placed.task?))) else {
-            return Ok(empty().into());
-        };
-        match self.shared.logs.open(LogOf { node, task, log }, offset) {
-            Ok(stream) => Ok(Answer::Log(stream)),
-            Err(LogError::Missing) if !job.status.is_final() => Ok(empty().into()),
-            Err(LogError::Missing) => {
-                let message = format!("job {id} has no {} log", log.as_str());
-                Err(Refusal::new(RefusalCode::NotFound, message).into())
-            }
-            Err(error) => Err(Refusal::new(RefusalCode::Busy, error.to_string()).into()),
-        }
     }
 
     fn find(&self, id: JobId) -> Result<Kept, Refused> {

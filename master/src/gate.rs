@@ -11,12 +11,15 @@
 //!           ◀── at their own pace ◀───────────── as it comes ◀─────────
 //! ```
 //!
+//! An answer that goes on for long, as a log does that is followed, gives its lane back and stands (`standing.rs`).
+//!
 //! It knows no routes, no tokens and no JSON but that of its own refusals. It never blocks, and
 //! sleeps while nothing happens.
 
 mod lane;
 mod private_socket;
 mod relay;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod translate;
@@ -26,6 +29,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
 use mio::{Poll, Waker};
@@ -34,6 +38,8 @@ use wire::http::{Limits, Server};
 pub use private_socket::listen_privately;
 pub use relay::LANES;
 use relay::{Relay, SERVER_TOKENS, SPARE_FILES, WAKE};
+use standing::Standing;
+pub use standing::{HEADER as STANDS, News, Say, Voice};
 
 /// Why there is no gate.
 #[derive(Debug, thiserror::Error)]
@@ -72,24 +78,34 @@ pub enum GateError {
 pub struct Gate {
     addr: SocketAddr,
     stopping: Arc<AtomicBool>,
-    waker: Waker,
+    voice: Voice,
+    waker: Arc<Waker>,
     thread: JoinHandle<()>,
 }
 
 /// Opens the gate: clients come in at `listen`, their requests go on to the HTTP server at the Unix
 /// socket `upstream`, which must be listening already. `kept_files`: how many files the rest of the process may ever
-/// have open at once.
-pub fn start(listen: SocketAddr, upstream: PathBuf, limits: Limits, kept_files: usize) -> Result<Gate, GateError> {
+/// have open at once. `tell` hears of the clients whose answers stand, on the gate's thread.
+pub fn start(
+    listen: SocketAddr,
+    upstream: PathBuf,
+    limits: Limits,
+    kept_files: usize,
+    tell: impl FnMut(News) + Send + 'static,
+) -> Result<Gate, GateError> {
     let poll = Poll::new()?;
-    let waker = Waker::new(poll.registry(), WAKE)?;
+    let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
     let limits = within_file_limit(limits, kept_files)?;
     let server = Server::bind(listen, limits, poll.registry().try_clone()?, SERVER_TOKENS)
         .map_err(|cause| GateError::Listen { addr: listen, cause })?;
     let addr = server.local_addr()?;
     let stopping = Arc::new(AtomicBool::new(false));
-    let relay = Relay::new(poll, server, upstream, limits, Arc::clone(&stopping));
+    let (to_gate, said) = channel();
+    let voice = Voice::new(to_gate, Arc::clone(&waker));
+    let standing = Standing::new(limits.connections / 2, Box::new(tell), said);
+    let relay = Relay::new(poll, server, upstream, limits, Arc::clone(&stopping), standing);
     let thread = std::thread::Builder::new().name("gate".to_owned()).spawn(move || relay.run())?;
-    Ok(Gate { addr, stopping, waker, thread })
+    Ok(Gate { addr, stopping, voice, waker, thread })
 }
 
 impl Gate {
@@ -98,7 +114,12 @@ impl Gate {
         self.addr
     }
 
-    /// Takes no new connections, lets requests in progress come to their end for some seconds, and
+    /// What to say to clients whose answers stand.
+    pub fn voice(&self) -> Voice {
+        self.voice.clone()
+    }
+
+    /// Takes no new connections, cuts answers that stand, lets requests in progress come to their end for some seconds, and
     /// returns when the last connection is closed.
     pub fn stop(self) {
         self.stopping.store(true, Ordering::Release);

@@ -190,6 +190,8 @@ struct Turn {
     touched: BTreeSet<NodeId>,
     /// Jobs that ended in this turn.
     ended: BTreeMap<JobId, Active>,
+    /// What the turn before has changed, committed and not yet told to whoever looks on.
+    told: BTreeSet<JobId>,
 }
 
 #[derive(Debug)]
@@ -257,11 +259,13 @@ pub struct Owner {
     turn: Turn,
 }
 
-/// Runs the owner until it is told to stop or the database fails for good. `carry_out` sends orders to the poller.
+/// Runs the owner until it is told to stop or the database fails for good. `carry_out` sends orders to the poller,
+/// `changed` tells whoever looks on which jobs have changed.
 pub fn run(
     mut owner: Owner,
     messages: &Receiver<Message>,
     mut carry_out: impl FnMut(Vec<Order>),
+    mut changed: impl FnMut(BTreeSet<JobId>),
 ) -> Result<(), StoreError> {
     carry_out(owner.first_orders());
     while let Ok(first) = receive(messages, owner.next_deadline()) {
@@ -271,6 +275,7 @@ pub fn run(
         if !orders.is_empty() {
             carry_out(orders);
         }
+        changed(std::mem::take(&mut owner.turn.told));
         if stop {
             break;
         }
@@ -460,6 +465,7 @@ impl Owner {
         for (node, jobs) in turn.to_create {
             orders.push(self.create_order(node, &jobs));
         }
+        self.turn.told = turn.changed;
         orders
     }
 

@@ -5,6 +5,7 @@
 mod api;
 mod config;
 mod fault;
+mod followers;
 mod gate;
 mod job;
 mod jobs;
@@ -33,6 +34,7 @@ use wire::http::Limits;
 
 use api::{Api, LANES_HELD, Shared, Streams};
 use config::{Config, ConfigError, Wanted};
+use followers::Bell;
 use gate::{GateError, LANES};
 use jobs::{Message, Nodes, Owner};
 use nodes::Now;
@@ -136,17 +138,20 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     let tell = move |said| drop(heard.send(Message::Heard(Box::new(said))));
     let (poller, orders) = Poller::new(addrs, owner.instance().clone(), token.as_ref(), config.node_timeout, tell)?;
     start_poller(poller, ended.clone())?;
-    start_owner(owner, messages, orders, ended.clone())?;
+    let (bell, followers) = followers::room();
+    start_owner(owner, messages, orders, bell.clone(), ended.clone())?;
 
     let (listener, socket) = gate::listen_privately(state_dir.path())?;
     let server = Arc::new(tiny_http::Server::from_listener(listener, None).map_err(Fatal::Http)?);
     let access = Access::new(token, config.hosts.iter().cloned());
-    let shared = Arc::new(Shared { access, owner: to_owner.clone(), logs, streams: Streams::start()? });
+    let shared = Arc::new(Shared { access, owner: to_owner.clone(), logs: logs.clone(), streams: Streams::start()? });
     for number in 0..WORKERS {
         let api = Api::new(Arc::clone(&shared), Reader::open(state_dir.path())?);
         start_worker(number, api, Arc::clone(&server), ended.clone())?;
     }
-    let gate = gate::start(config.listen, socket, Limits::default(), kept_files(config.nodes.len()))?;
+    let tell = move |news| bell.client(news);
+    let gate = gate::start(config.listen, socket, Limits::default(), kept_files(config.nodes.len()), tell)?;
+    followers.open(Reader::open(state_dir.path())?, logs.beside("looks")?, gate.voice())?;
     log::info!("listening on http://{}", gate.local_addr());
 
     start_signals(signals, ended)?;
@@ -167,9 +172,10 @@ fn serve(config: &Config) -> Result<(), Fatal> {
 fn kept_files(nodes: usize) -> usize {
     // Standard streams, the state dir's lock, the signals' pair; the poller's epoll, its copy and its waker.
     let fixed = 3 + 1 + 2 + 3;
-    // The database and its log for the owner and each worker, one shared index, one that SQLite opens in passing.
-    let database = 2 * (WORKERS + 1) + 2;
-    fixed + database + output::READERS + poller::CONNECTIONS_PER_NODE * nodes
+    // The database and its log for the owner, each worker and the followers' room, one shared index, one that SQLite
+    // opens in passing.
+    let database = 2 * (WORKERS + 2) + 2;
+    fixed + database + 2 * output::READERS + poller::CONNECTIONS_PER_NODE * nodes
 }
 
 /// Its last turn is committed when this returns.
@@ -187,8 +193,17 @@ fn thread(name: &str) -> Builder {
     Builder::new().name(name.to_owned()).stack_size(STACK)
 }
 
-fn start_owner(owner: Owner, messages: Receiver<Message>, orders: Orders, ended: Sender<End>) -> io::Result<()> {
-    let run = move || drop(ended.send(End::Owner(jobs::run(owner, &messages, |batch| orders.send(batch)))));
+fn start_owner(
+    owner: Owner,
+    messages: Receiver<Message>,
+    orders: Orders,
+    bell: Bell,
+    ended: Sender<End>,
+) -> io::Result<()> {
+    let run = move || {
+        let result = jobs::run(owner, &messages, |batch| orders.send(batch), |changed| bell.changed(&changed));
+        let _ = ended.send(End::Owner(result));
+    };
     thread("jobs").spawn(run).map(drop)
 }
 

@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -75,9 +75,19 @@ pub enum LogError {
     Unreadable(String),
 }
 
+/// Who is asked for a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whence {
+    /// The share, and the node for what that lacks.
+    Anywhere,
+    /// The node alone. A share may show us for a moment how long a log was; the kernel that wrote it knows how long it is.
+    Node,
+}
+
 /// Where logs are, and the threads that read them.
 #[derive(Clone)]
 pub struct Logs {
+    places: Arc<Places>,
     queue: SyncSender<LogRead>,
     stuck: Arc<AtomicUsize>,
 }
@@ -87,15 +97,18 @@ struct Places {
     share: Option<PathBuf>,
     nodes: BTreeMap<NodeId, SocketAddr>,
     bearer: Option<String>,
-    stuck: Arc<AtomicUsize>,
 }
+
+/// What hears of a read's outcome, on the thread that read.
+type Reply = Box<dyn FnOnce(Result<Piece, LogError>) + Send>;
 
 /// One read, and who waits for it.
 struct LogRead {
     log: LogOf,
     part: Part,
+    whence: Whence,
     fate: Arc<Fate>,
-    reply: Sender<Result<Piece, LogError>>,
+    reply: Reply,
 }
 
 /// Whether a read was finished before whoever asked gave up on it: exactly one of the two comes first.
@@ -120,22 +133,49 @@ impl Logs {
         nodes: BTreeMap<NodeId, SocketAddr>,
         token: Option<&Token>,
     ) -> io::Result<Logs> {
+        Logs::pool("logs", Arc::new(Places { share, nodes, bearer: token.map(Token::bearer) }))
+    }
+
+    /// Other threads that read the same logs: what hangs in one pool does not hold up the other.
+    pub fn beside(&self, name: &str) -> io::Result<Logs> {
+        Logs::pool(name, Arc::clone(&self.places))
+    }
+
+    fn pool(name: &str, places: Arc<Places>) -> io::Result<Logs> {
         let stuck = Arc::new(AtomicUsize::new(0));
-        let places = Arc::new(Places { share, nodes, bearer: token.map(Token::bearer), stuck: Arc::clone(&stuck) });
         let (queue, reads) = sync_channel(QUEUE);
         let reads = Arc::new(Mutex::new(reads));
         for number in 0..READERS {
-            let (places, reads) = (Arc::clone(&places), Arc::clone(&reads));
-            let thread = std::thread::Builder::new().name(format!("logs-{number}")).stack_size(256 << 10);
-            thread.spawn(move || places.serve(&reads))?;
+            let (places, reads, stuck) = (Arc::clone(&places), Arc::clone(&reads), Arc::clone(&stuck));
+            let thread = std::thread::Builder::new().name(format!("{name}-{number}")).stack_size(256 << 10);
+            thread.spawn(move || places.serve(&reads, &stuck))?;
         }
-        Ok(Logs { queue, stuck })
+        Ok(Logs { places, queue, stuck })
+    }
+
+    /// How many bytes a log has by now.
+    pub fn size(&self, log: LogOf, whence: Whence) -> Result<u64, LogError> {
+        let begun = self.begin(log, Part::Tail(0), whence)?;
+        self.finish(&begun, Instant::now() + PATIENCE).map(|piece| piece.total)
+    }
+
+    /// At most so many bytes of a log from one on. Whoever asks waits for nothing: a reading thread tells `reply`, as
+    /// late as it may be.
+    pub fn look(
+        &self,
+        log: LogOf,
+        (from, most): (u64, u64),
+        whence: Whence,
+        reply: impl FnOnce(Result<Piece, LogError>) + Send + 'static,
+    ) -> Result<(), LogError> {
+        let (part, fate) = (Part::From(from, most), Arc::default());
+        self.queue.try_send(LogRead { log, part, whence, fate, reply: Box::new(reply) }).map_err(|_| LogError::Hung)
     }
 
     /// The ends of several logs, read side by side.
     pub fn tails<const N: usize>(&self, logs: [LogOf; N], bytes: u64) -> [Result<Piece, LogError>; N] {
         let deadline = Instant::now() + PATIENCE;
-        let begun = logs.map(|log| self.begin(log, Part::Tail(bytes)));
+        let begun = logs.map(|log| self.begin(log, Part::Tail(bytes), Whence::Anywhere));
         begun.map(|begun| self.finish(&begun?, deadline))
     }
 
@@ -146,17 +186,18 @@ impl Logs {
     }
 
     fn read(&self, log: LogOf, part: Part) -> Result<Piece, LogError> {
-        let begun = self.begin(log, part)?;
+        let begun = self.begin(log, part, Whence::Anywhere)?;
         self.finish(&begun, Instant::now() + PATIENCE)
     }
 
-    fn begin(&self, log: LogOf, part: Part) -> Result<Waiting, LogError> {
+    fn begin(&self, log: LogOf, part: Part, whence: Whence) -> Result<Waiting, LogError> {
         if self.stuck.load(Ordering::Acquire) >= READERS {
             return Err(LogError::Hung);
         }
-        let (reply, answer) = channel();
+        let (said, answer) = channel();
         let fate = Arc::new(Fate::default());
-        match self.queue.try_send(LogRead { log, part, fate: Arc::clone(&fate), reply }) {
+        let reply: Reply = Box::new(move |piece| drop(said.send(piece)));
+        match self.queue.try_send(LogRead { log, part, whence, fate: Arc::clone(&fate), reply }) {
             Ok(()) => Ok(Waiting { answer, fate }),
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(LogError::Hung),
         }
@@ -217,21 +258,21 @@ impl LogStream {
 
 impl Places {
     /// A reading thread's whole life.
-    fn serve(&self, reads: &Mutex<Receiver<LogRead>>) {
+    fn serve(&self, reads: &Mutex<Receiver<LogRead>>, stuck: &AtomicUsize) {
         loop {
             let next = reads.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(LogRead { log, part, fate, reply }) = next else { return };
-            let piece = self.read(log, part);
+            let Ok(LogRead { log, part, whence, fate, reply }) = next else { return };
+            let piece = self.read(log, part, whence);
             if fate.settle(Fate::FINISHED) {
-                let _ = reply.send(piece);
+                reply(piece);
             } else {
-                self.stuck.fetch_sub(1, Ordering::AcqRel);
+                stuck.fetch_sub(1, Ordering::AcqRel);
             }
         }
     }
 
-    fn read(&self, log: LogOf, part: Part) -> Result<Piece, LogError> {
-        if let Some(share) = &self.share {
+    fn read(&self, log: LogOf, part: Part, whence: Whence) -> Result<Piece, LogError> {
+        if let (Some(share), Whence::Anywhere) = (&self.share, whence) {
             match read_file(&path_of(share, log), part) {
                 // What the share does not show yet, or not here, the node has.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -431,6 +472,22 @@ mod tests {
         let logs = Logs::start(Some(share.path().to_owned()), nodes, None).unwrap();
         assert_eq!(logs.tails([STDOUT], 4), [Ok(Piece { bytes: b"6789".to_vec(), total: 10 })]);
         assert!(asked.join().unwrap().starts_with("GET /task/output?taskId=7&stream=stdout&tail=4 HTTP/1.1\r\n"));
+    }
+
+    #[test]
+    fn a_look_tells_whoever_it_was_given_and_asks_the_node_alone_if_that_was_said() {
+        let share = share_with(b"0123456789");
+        let (addr, asked) = node("HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX-Berth-Size: 12\r\n\r\n3456789ab".into());
+        let nodes = BTreeMap::from([(STDOUT.node, addr)]);
+        let logs = Logs::start(Some(share.path().to_owned()), nodes, None).unwrap().beside("looks").unwrap();
+        let look = |whence| {
+            let (said, result) = channel();
+            logs.look(STDOUT, (3, 4), whence, move |result| said.send(result).unwrap()).unwrap();
+            result.recv_timeout(PATIENCE * 2).unwrap()
+        };
+        assert_eq!(look(Whence::Anywhere), Ok(Piece { bytes: b"3456".to_vec(), total: 10 }));
+        assert_eq!(look(Whence::Node), Ok(Piece { bytes: b"3456".to_vec(), total: 12 }));
+        assert!(asked.join().unwrap().starts_with("GET /task/output?taskId=7&stream=stdout&offset=3 HTTP/1.1\r\n"));
     }
 
     #[test]

@@ -197,6 +197,13 @@ impl Connection {
 
     /// Reads one whole answer, of a known length, chunked, or up to the end.
     pub fn response(&mut self) -> io::Result<Response> {
+        let mut response = self.head()?;
+        response.body = self.body(&response)?;
+        Ok(response)
+    }
+
+    /// Reads the head of an answer alone: its body is still to come.
+    pub fn head(&mut self) -> io::Result<Response> {
         let head = loop {
             if let Some(end) = find(&self.ahead, b"\r\n\r\n") {
                 let head = String::from_utf8_lossy(&self.ahead[..end]).into_owned();
@@ -206,9 +213,7 @@ impl Connection {
             self.read_more()?;
         };
         let (status, headers) = parse_head(&head)?;
-        let mut response = Response { status, headers, body: Vec::new() };
-        response.body = self.body(&response)?;
-        Ok(response)
+        Ok(Response { status, headers, body: Vec::new() })
     }
 
     fn body(&mut self, response: &Response) -> io::Result<Vec<u8>> {

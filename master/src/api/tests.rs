@@ -11,6 +11,7 @@ use wire::{Attempt, NodeId, TaskId};
 
 use super::streams::STREAMS;
 use super::*;
+use crate::gate;
 use crate::job::Placed;
 use crate::jobs::{self, Nodes, Owner};
 use crate::nodes::Now;
@@ -68,7 +69,7 @@ impl Desk {
         };
         let owner = Owner::new(store, nodes, Now::read()).unwrap();
         let (to_owner, messages) = channel();
-        std::thread::spawn(move || jobs::run(owner, &messages, drop));
+        std::thread::spawn(move || jobs::run(owner, &messages, drop, drop));
         let logs = Logs::start(Some(dir.path().to_owned()), BTreeMap::new(), None).unwrap();
         let streams = Streams::start().unwrap();
         let shared = Shared { access: Access::new(token, []), owner: to_owner, logs, streams };
@@ -313,6 +314,46 @@ fn a_job_without_a_task_has_empty_logs_and_unknown_logs_are_404() {
     assert_eq!((empty.status, empty.body.len()), (200, 0));
     assert_eq!(desk.get(&format!("/job/output/{id}/core")).status, 404);
     assert_eq!(desk.get("/job/output/99/stdout").status, 404);
+}
+
+#[test]
+fn a_follower_is_handed_to_its_room_and_wrong_ones_are_refused_by_name() {
+    let desk = Desk::with_log(100);
+    for (target, what) in [
+        ("/job/output/1/stdout?follow=1", "1 stdout 0"),
+        ("/job/output/1/stdout?follow=1&offset=100", "1 stdout 100"),
+        ("/job/output/1/stderr?follow=1&attempt=", "1 stderr 0"),
+        ("/job/output/1/stderr?follow=1&attempt=1", "1 stderr 0 1"),
+    ] {
+        let head = desk.get(target);
+        assert_eq!((head.status, head.body.len(), header(&head, gate::STANDS)), (200, 0, Some(what)), "{target}");
+    }
+    for (target, field) in [
+        ("/job/output/1/stdout?follow=1&offset=101", "offset"),
+        ("/job/output/1/stderr?follow=1&offset=1", "offset"),
+        ("/job/output/1/stdout?follow=1&offset=-1", "offset"),
+        ("/job/output/1/stdout?follow=1&offset=1e3", "offset"),
+        ("/job/output/1/stdout?follow=1&offset=18446744073709551616", "offset"),
+        ("/job/output/1/stdout?follow=1&attempt=2", "attempt"),
+        ("/job/output/1/stdout?follow=1&attempt=x", "attempt"),
+        ("/job/output/1/stdout?follow=yes", "follow"),
+    ] {
+        let refused = desk.get(target);
+        assert_eq!((refused.status, &body(&refused)["error"]["field"]), (400, &json!(field)), "{target}");
+        assert_eq!(header(&refused, gate::STANDS), None);
+    }
+    assert_eq!(desk.get("/job/output/99/stdout?follow=1").status, 404);
+    assert_eq!(desk.get("/job/output/1/core?follow=1").status, 404);
+    let waiting = desk.submit("a");
+    let target = format!("/job/output/{waiting}/stdout?follow=1");
+    assert_eq!(header(&desk.get(&target), gate::STANDS), Some(format!("{waiting} stdout 0").as_str()));
+    assert_eq!(body(&desk.get(&format!("{target}&offset=1")))["error"]["field"], "offset");
+}
+
+#[test]
+fn nobody_follows_without_the_token() {
+    let refused = Desk::with_token().get("/job/output/1/stdout?follow=1");
+    assert_eq!((refused.status, header(&refused, gate::STANDS)), (401, None));
 }
 
 #[test]

@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
-use wire::http::{ConnectionId, Limits, Method, Request, Response, ResponseHead, Server};
+use wire::http::{ConnectionId, Limits, Method, Request, Response, ResponseHead, Server, StreamHead};
 use wire::node::{Refusal, RefusalCode};
 
 use super::lane::{Lane, News, Passage};
+use super::standing::{HEADER, KEPT_BYTES, Say, Standing};
 use super::translate::{request_bytes, stream_head};
 
 /// Connections to tiny_http. Each costs it a thread, and the process three file descriptors; more requests than that wait
@@ -44,7 +45,6 @@ const FIRST_LANE: usize = 1;
 pub(super) const SERVER_TOKENS: Range<usize> = FIRST_LANE + LANES..usize::MAX;
 
 /// Everything the gate's thread owns.
-#[derive(Debug)]
 pub(super) struct Relay {
     poll: Poll,
     server: Server,
@@ -53,6 +53,7 @@ pub(super) struct Relay {
     stopping: Arc<AtomicBool>,
     lanes: Vec<Lane>,
     queue: VecDeque<Waiting>,
+    standing: Standing,
     reconnect: Reconnect,
     spare_files: Vec<File>,
     /// Lanes that had their share of a turn and may have more to move.
@@ -83,6 +84,7 @@ impl Relay {
         upstream: PathBuf,
         limits: Limits,
         stopping: Arc<AtomicBool>,
+        standing: Standing,
     ) -> Relay {
         Relay {
             poll,
@@ -92,6 +94,7 @@ impl Relay {
             stopping,
             lanes: (0..LANES).map(|_| Lane::closed()).collect(),
             queue: VecDeque::new(),
+            standing,
             reconnect: Reconnect { at: None, backoff: RECONNECT.start },
             spare_files: Vec::new(),
             unfinished: Vec::new(),
@@ -108,6 +111,7 @@ impl Relay {
             if self.stopping.load(Ordering::Acquire) {
                 let by = *drained_by.get_or_insert(Instant::now() + DRAIN_TIME);
                 self.server.stop_accepting();
+                self.cut_standing(Instant::now());
                 if self.server.open_connections() == 0 || by <= Instant::now() {
                     return;
                 }
@@ -140,6 +144,7 @@ impl Relay {
             self.drive(index, now);
         }
         self.expire(now);
+        self.say_to_standing(now);
         self.take_news_of_clients(now);
         self.tend_lanes(now);
         Ok(())
@@ -231,7 +236,10 @@ impl Relay {
         let Some(passage) = self.lanes[index].passage() else { return };
         let whole = passage.answer.as_ref().is_some_and(|answer| answer.decoder.is_done());
         let client = passage.client;
-        if self.server.is_open(client) {
+        if let Some(what) = head.headers.get(HEADER) {
+            let head_only = passage.head_only;
+            self.stand(client, head, what.to_owned(), head_only, now);
+        } else if self.server.is_open(client) {
             let head = stream_head(head, passage.head_only);
             let room = self.server.relay(client, &head, body, whole, now);
             passage.held_back = room == 0 && !whole;
@@ -253,6 +261,44 @@ impl Relay {
         self.went_on(index, whole, now);
     }
 
+    /// A worker has begun an answer that another room goes on with. Half of all clients may have one: the others want
+    /// to be answered too.
+    fn stand(&mut self, client: ConnectionId, head: &ResponseHead, what: String, head_only: bool, now: Instant) {
+        let head = StreamHead { length: None, ..stream_head(head, head_only) };
+        if head_only {
+            self.server.relay(client, &head, &[], true, now);
+        } else if self.standing.is_full() || self.stopping.load(Ordering::Acquire) {
+            self.refuse_busy(client, now);
+        } else if self.server.is_open(client) {
+            self.server.start_stream(client, &head, now);
+            self.server.narrow_stream(client, KEPT_BYTES);
+            self.standing.came(client, what);
+        }
+    }
+
+    fn say_to_standing(&mut self, now: Instant) {
+        while let Some(said) = self.standing.next_said() {
+            match said {
+                Say::Piece(client, bytes, skipped) if self.standing.stands(client) => {
+                    if self.server.stream(client, &bytes[skipped..], now) > 0 {
+                        self.standing.ready(client);
+                    }
+                }
+                Say::End(client) if self.standing.ended(client) => self.server.finish_stream(client, now),
+                Say::Cut(client) if self.standing.ended(client) => self.server.close(client, now),
+                Say::Piece(..) | Say::End(_) | Say::Cut(_) => {}
+            }
+        }
+    }
+
+    /// They could go on for ever. Cut off, they see that it is not the end.
+    fn cut_standing(&mut self, now: Instant) {
+        for client in self.standing.all() {
+            self.standing.left(client);
+            self.server.close(client, now);
+        }
+    }
+
     /// A piece of an answer went through, or came for nobody.
     fn went_on(&mut self, index: usize, whole: bool, now: Instant) {
         let Some(passage) = self.lanes[index].passage() else { return };
@@ -270,6 +316,9 @@ impl Relay {
 
     /// A client with a full buffer has room again.
     fn resume(&mut self, client: ConnectionId, now: Instant) {
+        if self.standing.ready(client) {
+            return;
+        }
         if let Some(index) = self.lane_of(client) {
             if let Some(passage) = self.lanes[index].passage() {
                 passage.held_back = false;
@@ -282,6 +331,9 @@ impl Relay {
     /// counted answer is worth sending, one without an end is not. An answer that has not begun keeps
     /// its lane until it has: closing it would not stop the worker, and tiny_http would queue the next.
     fn client_left(&mut self, client: ConnectionId, now: Instant) {
+        if self.standing.left(client) {
+            return self.server.close(client, now);
+        }
         let Some(index) = self.lane_of(client) else { return };
         let Some(Passage { answer: Some(answer), .. }) = self.lanes[index].passage() else { return };
         if answer.decoder.counted().is_none() || !self.server.is_open(client) {

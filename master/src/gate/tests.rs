@@ -7,12 +7,15 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use wire::http::{BodyDecoder, Limits, read_response_head};
+use wire::http::{BodyDecoder, ConnectionId, Limits, read_response_head};
 
 use super::*;
+
+mod standing;
 
 /// No wait in these tests is longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,6 +49,7 @@ struct Master {
     gate: Option<Gate>,
     addr: SocketAddr,
     behind: Arc<Behind>,
+    news: Receiver<News>,
     workers: Vec<JoinHandle<()>>,
     state_dir: PathBuf,
 }
@@ -84,8 +88,9 @@ impl Master {
             probed: AtomicUsize::new(0),
         });
         let workers = (0..WORKERS).map(|_| spawn_worker(&behind)).collect();
-        let gate = start("127.0.0.1:0".parse().unwrap(), path, limits, 0).unwrap();
-        Master { addr: gate.local_addr(), gate: Some(gate), behind, workers, state_dir }
+        let (tell, news) = channel();
+        let gate = start("127.0.0.1:0".parse().unwrap(), path, limits, 0, move |news| drop(tell.send(news))).unwrap();
+        Master { addr: gate.local_addr(), gate: Some(gate), behind, news, workers, state_dir }
     }
 
     fn connect(&self) -> TcpStream {
@@ -96,7 +101,7 @@ impl Master {
     }
 
     /// Sends these bytes, then reads until the gate closes.
-    fn say(&self, bytes: impl AsRef<[u8]>) -> String {
+    fn shout(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = self.connect();
         let _ = stream.write_all(bytes.as_ref());
         let mut said = Vec::new();
@@ -108,6 +113,28 @@ impl Master {
         let mut stream = self.connect();
         ask(&mut stream, path);
         read_answer(&mut stream)
+    }
+
+    /// What the gate tells next of clients whose answers stand.
+    fn news(&self) -> News {
+        self.news.recv_timeout(PATIENCE).expect("no news")
+    }
+
+    /// A client whose answer stands, and what it is called.
+    fn stand(&self) -> (TcpStream, ConnectionId) {
+        let mut stream = self.connect();
+        ask(&mut stream, "/stand");
+        match self.news() {
+            News::Came(client, what) => {
+                assert_eq!(what, "what it follows");
+                (stream, client)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn say(&self, what: Say) {
+        self.gate.as_ref().unwrap().voice().say([what]);
     }
 
     /// Somebody else is answered, and quickly.
@@ -156,6 +183,10 @@ fn handle(behind: &Behind, mut request: tiny_http::Request) {
             let mut body = Vec::new();
             request.as_reader().read_to_end(&mut body).unwrap();
             request.respond(Response::from_data(body))
+        }
+        "/stand" => {
+            let header = tiny_http::Header::from_bytes(STANDS, "what it follows").unwrap();
+            request.respond(Response::from_string("").with_header(header))
         }
         "/unread" => request.respond(Response::from_string("not read").with_status_code(400)),
         "/peer" => {
@@ -282,7 +313,7 @@ fn requests_go_through_and_answers_come_back() {
     assert_eq!(read_answer(&mut stream), (404, String::new()));
     ask(&mut stream, "/peer");
     assert_eq!(read_answer(&mut stream).1, stream.local_addr().unwrap().to_string());
-    let said = master.say("HEAD /hello HTTP/1.0\r\n\r\n");
+    let said = master.shout("HEAD /hello HTTP/1.0\r\n\r\n");
     assert!(said.contains("Content-Length: 5\r\n") && said.ends_with("\r\n\r\n"), "{said}");
     assert!(!said.contains("tiny"), "{said}");
 }
@@ -321,7 +352,7 @@ fn a_body_nobody_reads_does_not_spoil_its_lane() {
 #[test]
 fn a_giant_content_length_is_refused_before_tiny_http_hears_of_it() {
     let master = Master::start(Limits::default());
-    let said = master.say("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\nx");
+    let said = master.shout("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\nx");
     assert_eq!(status(&said), "413");
     master.assert_others_are_answered();
     assert_eq!(master.behind.handled.load(Ordering::SeqCst), 1);
@@ -339,7 +370,7 @@ fn requests_that_could_be_read_in_two_ways_are_refused() {
         ("X: 1\r\n folded: yes", "400"),
         ("Host: b", "400"),
     ] {
-        let said = master.say(format!("POST /echo HTTP/1.1\r\nHost: a\r\n{text}\r\n\r\nabc"));
+        let said = master.shout(format!("POST /echo HTTP/1.1\r\nHost: a\r\n{text}\r\n\r\nabc"));
         assert_eq!(status(&said), expected, "{text:?}: {said}");
     }
     assert_eq!(master.behind.handled.load(Ordering::SeqCst), 0);
@@ -581,7 +612,7 @@ fn an_answer_that_breaks_off_shows_as_broken_and_its_lane_is_replaced() {
     let master = Master::start(Limits::default());
     for _ in 0..20 {
         assert_eq!(master.get("/nonsense").0, 502);
-        let said = master.say("GET /half HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let said = master.shout("GET /half HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         assert!(said.ends_with("half\r\nnons"), "{said}");
     }
     master.assert_others_are_answered();

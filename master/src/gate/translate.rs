@@ -24,7 +24,7 @@ const PASSED_ON: [&str; 15] = [
 ];
 
 /// What of an answer does not come back: the framing is the gate's (RFC 9110, section 7.6.1).
-const KEPT_BACK: [&str; 9] = [
+const KEPT_BACK: [&str; 10] = [
     "connection",
     "content-length",
     "keep-alive",
@@ -34,6 +34,7 @@ const KEPT_BACK: [&str; 9] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "x-berth-stands",
 ];
 
 /// Who really asked, for the log of the master.
@@ -138,7 +139,7 @@ mod tests {
     #[test]
     fn an_answer_keeps_its_headers_and_loses_its_framing() {
         let text = "HTTP/1.1 303 See Other\r\nServer: tiny-http\r\nset-cookie: a=b\r\nSet-Cookie: c=d\r\n\
-                    Location: /\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+                    Location: /\r\nx-berth-stands: 7 stdout 0\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
         let (head, _) = read_response_head(text.as_bytes(), false, &Limits::default()).unwrap().unwrap();
         let said = stream_head(&head, false);
         let expected = [("Set-Cookie", "a=b"), ("Set-Cookie", "c=d"), ("Location", "/")];

@@ -185,6 +185,7 @@ fn log_section(view: &Details, log: Log) -> Markup {
                     span.dim { (size(bytes.len(), *total_bytes)) }
                     @if *total_bytes > 0 { a href=(links::output(view.job.id, log)) { "The whole" } }
                 }
+                @if !ended { a href=(links::follow(view.job.id, log)) { "Follow" } }
             }
             @match tail {
                 LogTail::NotYet => {

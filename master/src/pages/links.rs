@@ -29,6 +29,11 @@ pub fn output(job: JobId, log: Log) -> String {
     format!("/job/output/{job}/{}", log.as_str())
 }
 
+/// A log as it grows, until the job has ended.
+pub fn follow(job: JobId, log: Log) -> String {
+    format!("{}?follow=1", output(job, log))
+}
+
 /// The form of one job, filled in with what this job asked for.
 pub fn again(job: JobId) -> String {
     format!("/?again={job}#submit")

@@ -258,6 +258,15 @@ fn a_cut_log_says_how_much_of_it_is_shown_and_links_to_the_whole() {
 }
 
 #[test]
+fn a_job_that_has_not_ended_can_be_followed_and_its_page_loads_itself_anew() {
+    for (state, grows) in [(State::Pending, true), (State::Running, true), (State::Finished, false)] {
+        let page = details(&samples::details(samples::job(7, state))).into_string();
+        assert_eq!(page.contains("href=\"/job/output/7/stdout?follow=1\""), grows, "{state}");
+        assert_eq!(page.contains("http-equiv=\"refresh\""), grows, "{state}");
+    }
+}
+
+#[test]
 fn a_log_that_cannot_be_read_says_why() {
     let stderr = LogTail::Unavailable("node 0 does not answer".to_owned());
     let page = details(&Details { stderr, ..samples::details(samples::job(7, State::Running)) }).into_string();

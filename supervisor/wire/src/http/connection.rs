@@ -97,6 +97,8 @@ enum Stage {
         framing: StreamFraming,
         finished: bool,
         was_full: bool,
+        /// How much waits for its reader before its writer is held back.
+        most: usize,
     },
     Lingering {
         until: Instant,
@@ -261,7 +263,7 @@ impl Connection {
     }
 
     /// Queues the head of a streamed answer.
-    pub(super) fn start_stream(&mut self, head: &StreamHead) {
+    pub(super) fn start_stream(&mut self, head: &StreamHead, limits: &Limits) {
         let Stage::Asked { mut reply, .. } = self.stage else { return };
         let bodiless = matches!(head.status, 100..=199 | 204 | 304);
         let framing = match head.length {
@@ -284,7 +286,7 @@ impl Connection {
         write_connection(&mut text, reply);
         self.output.push(text.as_bytes());
         let framing = if bodiless || reply.head_only { StreamFraming::Nothing } else { framing };
-        self.stage = Stage::Streaming { reply, framing, finished: false, was_full: false };
+        self.stage = Stage::Streaming { reply, framing, finished: false, was_full: false, most: limits.stream_bytes };
     }
 
     /// Queues a piece of a streamed body. One that does not fit its Content-Length is cut off.
@@ -322,11 +324,18 @@ impl Connection {
         }
     }
 
+    /// Keeps no more than this of a stream for its reader.
+    pub(super) fn narrow_stream(&mut self, bytes: usize) {
+        if let Stage::Streaming { most, .. } = &mut self.stage {
+            *most = bytes.min(*most);
+        }
+    }
+
     /// Room for more of a streamed body, in bytes.
-    pub(super) fn room(&mut self, limits: &Limits) -> usize {
-        let room = limits.stream_bytes.saturating_sub(self.output.len());
+    pub(super) fn room(&mut self) -> usize {
         match &mut self.stage {
-            Stage::Streaming { finished: false, was_full, .. } => {
+            Stage::Streaming { finished: false, was_full, most, .. } => {
+                let room = most.saturating_sub(self.output.len());
                 *was_full |= room == 0;
                 room
             }
@@ -335,9 +344,9 @@ impl Connection {
     }
 
     /// True once after a full stream has emptied by half.
-    pub(super) fn take_drained(&mut self, limits: &Limits) -> bool {
+    pub(super) fn take_drained(&mut self) -> bool {
         match &mut self.stage {
-            Stage::Streaming { was_full, .. } if *was_full && self.output.len() <= limits.stream_bytes / 2 => {
+            Stage::Streaming { was_full, most, .. } if *was_full && self.output.len() <= *most / 2 => {
                 *was_full = false;
                 true
             }

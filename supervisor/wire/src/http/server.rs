@@ -207,8 +207,9 @@ impl Server {
     /// Begins an answer with what is there of its body already, and ends it if that is the `whole`:
     /// one write for an answer that has come in one read. Gives the room that is left.
     pub fn relay(&mut self, id: ConnectionId, head: &StreamHead, body: &[u8], whole: bool, now: Instant) -> usize {
+        let limits = self.limits;
         self.with(id, now, |connection| {
-            connection.start_stream(head);
+            connection.start_stream(head, &limits);
             connection.stream(body);
             if whole {
                 connection.finish_stream();
@@ -227,13 +228,19 @@ impl Server {
 
     /// Room left in a stream; 0 for a stale id.
     pub fn room(&mut self, id: ConnectionId) -> usize {
-        let limits = &self.limits;
-        match self.slots.get_mut(id.slot as usize) {
-            Some(slot) if slot.generation == id.generation => {
-                slot.connection.as_mut().map_or(0, |connection| connection.room(limits))
-            }
-            _ => 0,
+        self.connection(id).map_or(0, Connection::room)
+    }
+
+    /// Keeps no more than so many bytes of a stream for its reader, where the limits would allow more.
+    pub fn narrow_stream(&mut self, id: ConnectionId, bytes: usize) {
+        if let Some(connection) = self.connection(id) {
+            connection.narrow_stream(bytes);
         }
+    }
+
+    fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        let slot = self.slots.get_mut(id.slot as usize)?;
+        if slot.generation == id.generation { slot.connection.as_mut() } else { None }
     }
 
     /// Ends a streamed body.
@@ -340,7 +347,7 @@ impl Server {
             Progress::Waiting => {}
         }
         let Some(connection) = self.slots[slot].connection.as_mut() else { return };
-        if connection.take_drained(&self.limits) {
+        if connection.take_drained() {
             self.drained.push_back(id);
         }
         self.deadlines.set(slot, connection.deadline());
