@@ -33,9 +33,9 @@ pub struct ContainerConfig {
     pub rootfs: Rootfs,
     /// `lxc.mount.entry`, in the order they are mounted.
     pub mounts: Vec<MountEntry>,
-    /// `lxc.mount.auto`: `proc:mixed`, `sys:ro`, ...
+    /// `lxc.mount.auto`: what only LXC can name, `cgroup:ro:force`.
     pub mount_auto: Vec<String>,
-    /// `lxc.net.0.type`.
+    /// `lxc.net.0.type`, and `lxc.net.0.flags` for a loopback that is up.
     pub network: Network,
     /// `lxc.cap.keep`, lower case without `cap_`. Empty keeps none.
     pub cap_keep: Vec<String>,
@@ -64,6 +64,8 @@ pub struct Rootfs {
     pub lowerdirs: Vec<PathBuf>,
     /// The writable layer.
     pub upperdir: PathBuf,
+    /// `lxc.rootfs.options`: how it is mounted.
+    pub options: Vec<String>,
 }
 
 /// A union filesystem, as `lxc.rootfs.path` names it.

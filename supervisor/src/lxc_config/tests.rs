@@ -14,6 +14,7 @@ fn config() -> ContainerConfig {
             driver: UnionDriver::Overlay,
             lowerdirs: vec!["/img/top".into(), "/img/busybox".into()],
             upperdir: "/cont/t7-cont/usrfile".into(),
+            options: vec!["nosuid".into(), "nodev".into(), "volatile".into()],
         },
         mounts: vec![MountEntry {
             source: "tmpfs".into(),
@@ -43,6 +44,7 @@ fn a_config_is_written_with_the_names_of_lxc_3_and_later() {
     expect_test::expect![[r"
         lxc.uts.name = t7-cont
         lxc.rootfs.path = overlay:/img/top:/img/busybox:/cont/t7-cont/usrfile
+        lxc.rootfs.options = nosuid,nodev,volatile
         lxc.mount.entry = tmpfs tmp tmpfs nosuid,nodev,mode=1777 0 0
         lxc.mount.auto = proc:mixed sys:ro
         lxc.autodev = 1
@@ -50,6 +52,7 @@ fn a_config_is_written_with_the_names_of_lxc_3_and_later() {
         lxc.tty.max = 0
         lxc.pty.max = 1024
         lxc.net.0.type = empty
+        lxc.net.0.flags = up
         lxc.cap.keep = chown kill
         lxc.no_new_privs = 1
         lxc.prlimit.nofile = 1024:4096
@@ -195,6 +198,7 @@ fn any_config(u: &mut Unstructured<'_>) -> Arbitrary<ContainerConfig> {
             driver: *u.choose(&[UnionDriver::Overlay, UnionDriver::Aufs])?,
             lowerdirs: vec![path(u)?, path(u)?],
             upperdir: path(u)?,
+            options: list(u, |u| text(u, &WORD))?,
         },
         mounts: list(u, mount)?,
         mount_auto: list(u, |u| text(u, &["proc", ":ro", "\"", "'"]))?,
@@ -398,6 +402,8 @@ fn stock_lxc_execute_takes_the_file_and_runs_the_same_command_under_the_same_lim
             driver: UnionDriver::Overlay,
             lowerdirs: vec![scratch.join("top"), scratch.join("busybox")],
             upperdir: scratch.join("cont/usrfile"),
+            // Not volatile: overlayfs takes such a layer once, and this one is used again.
+            options: vec!["nosuid".into(), "nodev".into()],
         },
         cgroup: vec![limit.clone()],
         environment: vec![("GREETING".into(), " \"it's\" # = here ".into()), ("EMPTY".into(), String::new())],
