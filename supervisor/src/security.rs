@@ -50,22 +50,34 @@ pub const DEVICES: [(&str, u32, u32); 6] =
 pub const OPEN_FILES: u64 = 65_536;
 
 /// Resources by the names LXC gives them in `lxc.prlimit.*`.
-const RESOURCES: [(&str, Resource); 10] = [
+const RESOURCES: [(&str, Resource); 16] = [
     ("as", Resource::As),
     ("core", Resource::Core),
     ("cpu", Resource::Cpu),
     ("data", Resource::Data),
     ("fsize", Resource::Fsize),
+    ("locks", Resource::Locks),
     ("memlock", Resource::Memlock),
+    ("msgqueue", Resource::Msgqueue),
+    ("nice", Resource::Nice),
     ("nofile", Resource::Nofile),
     ("nproc", Resource::Nproc),
+    ("rss", Resource::Rss),
+    ("rtprio", Resource::Rtprio),
+    ("rttime", Resource::Rttime),
     ("sigpending", Resource::Sigpending),
     ("stack", Resource::Stack),
 ];
 
-/// The capabilities by LXC's names for them: lower case, without `cap_`. A name that nobody knows keeps nothing.
+/// The capability by LXC's name for it: lower case, without `cap_`.
+pub fn capability_named(name: &str) -> Option<Capability> {
+    let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !name.starts_with("cap_");
+    plain.then(|| caps::to_canonical(name).parse().ok()).flatten()
+}
+
+/// The capabilities by LXC's names for them. A name that nobody knows keeps nothing.
 pub fn capabilities_named(names: &[String]) -> Vec<Capability> {
-    names.iter().filter_map(|name| caps::to_canonical(name).parse().ok()).collect()
+    names.iter().filter_map(|name| capability_named(name)).collect()
 }
 
 /// LXC's names of the capabilities a payload keeps by default.
@@ -100,10 +112,25 @@ pub fn default_rlimits() -> Vec<lxc_config::Rlimit> {
     vec![both("core", 0), both("nofile", OPEN_FILES.min(hard))]
 }
 
+/// Whether LXC knows a limit of that name.
+pub fn is_rlimit(name: &str) -> bool {
+    resource_named(name).is_some()
+}
+
+/// What a container has of a limit if its config says nothing: this process' own.
+pub fn inherited_rlimit(name: &str) -> Option<lxc_config::Rlimit> {
+    let own = rustix::process::getrlimit(resource_named(name)?);
+    Some(lxc_config::Rlimit { name: name.to_owned(), soft: own.current, hard: own.maximum })
+}
+
+fn resource_named(name: &str) -> Option<Resource> {
+    RESOURCES.iter().find(|(known, _)| *known == name).map(|(_, resource)| *resource)
+}
+
 /// Sets one limit (setrlimit(2)). A raise that this machine does not allow leaves the limit as it was.
 pub fn set_rlimit(limit: &lxc_config::Rlimit) -> io::Result<()> {
-    let resource = RESOURCES.iter().find(|(name, _)| *name == limit.name).map(|(_, resource)| *resource);
-    let resource = resource.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, limit.name.clone()))?;
+    let unknown = || io::Error::new(io::ErrorKind::InvalidInput, limit.name.clone());
+    let resource = resource_named(&limit.name).ok_or_else(unknown)?;
     match rustix::process::setrlimit(resource, Rlimit { current: limit.soft, maximum: limit.hard }) {
         Err(rustix::io::Errno::PERM) => Ok(()),
         result => Ok(result?),

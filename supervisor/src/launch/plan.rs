@@ -186,7 +186,7 @@ fn container_config(
         command_line: spec.command_line.clone(),
         seccomp_profile: Some(launcher.settings.seccomp_profile()),
     };
-    config.apply_image(&image.config);
+    config.apply_image(&image.config, security::inherited_rlimit);
     // Last, since the last setting of a name wins: the image overrides the usual, the launcher overrides the image.
     config.environment.extend(request.environment.iter().cloned());
     config
