@@ -312,11 +312,16 @@ fn bind(source: &str, target: &str) -> MountEntry {
     MountEntry { source: source.to_owned(), target: target.into(), fstype: "none".into(), options }
 }
 
-/// LXC leaves the cgroup it moves its monitor to; one in use stays, since rmdir(2) refuses it.
-fn remove_pivot_cgroups() {
-    for folder in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-        let _ = std::fs::remove_dir(folder.path().join("lxc.pivot"));
+/// Removes what LXC leaves: its groups, which carry the container's name, and its locks.
+fn clean_up_after_lxc(scratch: &Scratch, name: &str) {
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|folder| folder.path()) {
+        for group in [&hierarchy, Path::new("/sys/fs/cgroup")].map(|base| base.join(format!("{name}-pivot"))) {
+            // LXC moves its monitor there, and makes a group of its own inside.
+            let _ = std::fs::remove_dir(group.join("lxc.pivot"));
+            let _ = std::fs::remove_dir(group);
+        }
     }
+    let _ = std::fs::remove_dir_all(Path::new("/run/lxc/lock").join(scratch.path().strip_prefix("/").unwrap()));
 }
 
 /// Runs the config under the machine's own lxc-execute.
@@ -327,6 +332,10 @@ fn lxc_execute(scratch: &Scratch, name: &str, config: &ContainerConfig) -> (Opti
         .arg(scratch.join("lxcpath"))
         .arg("-f")
         .arg(scratch.join("config"))
+        .args(["container", "monitor", "monitor.pivot"].into_iter().flat_map(|key| {
+            let group = format!("{name}-{}", key.rsplit('.').next().unwrap_or_default());
+            ["-s".to_owned(), format!("lxc.cgroup.dir.{key}={group}")]
+        }))
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .output()
@@ -377,7 +386,7 @@ fn stock_lxc_execute_takes_the_file_and_runs_the_same_command_under_the_same_lim
         CapBnd:\t0000000000000021\nNoNewPrivs:\t1\n1024\nlo\ndeep ü\\n\n";
     assert_eq!((status, output.as_str()), (Some(7), expected));
 
-    config.command_line = format!("cat $(find /cgroup -path '*lxc.payload.{name}/{}')", limit.key);
+    config.command_line = format!("cat $(find /cgroup -path '*{name}-container/{}')", limit.key);
     assert_eq!(lxc_execute(&scratch, &name, &config), (Some(0), "67108864\n".into()));
     config.command_line = format!("exit 4\n{}", "#'\n".repeat(300));
     assert_eq!(lxc_execute(&scratch, &name, &config), (Some(4), String::new()), "a long command");
@@ -387,5 +396,5 @@ fn stock_lxc_execute_takes_the_file_and_runs_the_same_command_under_the_same_lim
         config.command_line = command.into();
         assert_eq!(lxc_execute(&scratch, &name, &config), (Some(3), "plain\n".into()), "{command}");
     }
-    remove_pivot_cgroups();
+    clean_up_after_lxc(&scratch, &name);
 }
