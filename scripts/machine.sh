@@ -44,6 +44,8 @@ package_of() {
     case $1 in
     busybox) echo busybox-static ;;
     cc) echo gcc libc6-dev ;;
+    # The packages that it recommends make a bridge and start a DHCP server.
+    lxc-execute) echo lxc --no-install-recommends ;;
     glusterd) echo glusterfs-server ;;
     ip) echo iproute2 ;;
     mkfs.ext4) echo e2fsprogs ;;

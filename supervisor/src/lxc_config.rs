@@ -13,6 +13,7 @@
 //! hard one in force ends the launch where CAP_SYS_RESOURCE is missing; `aufs:` is no longer known.
 
 mod command;
+mod legacy;
 #[cfg(test)]
 mod read_back;
 mod reader;
@@ -33,9 +34,9 @@ pub struct ContainerConfig {
     pub rootfs: Rootfs,
     /// `lxc.mount.entry`, in the order they are mounted.
     pub mounts: Vec<MountEntry>,
-    /// `lxc.mount.auto`: `proc:mixed`, `sys:ro`, ...
+    /// `lxc.mount.auto`: what only LXC can name, `cgroup:ro:force`.
     pub mount_auto: Vec<String>,
-    /// `lxc.net.0.type`.
+    /// `lxc.net.0.type`, and `lxc.net.0.flags` for a loopback that is up.
     pub network: Network,
     /// `lxc.cap.keep`, lower case without `cap_`. Empty keeps none.
     pub cap_keep: Vec<String>,
@@ -64,6 +65,8 @@ pub struct Rootfs {
     pub lowerdirs: Vec<PathBuf>,
     /// The writable layer.
     pub upperdir: PathBuf,
+    /// `lxc.rootfs.options`: how it is mounted.
+    pub options: Vec<String>,
 }
 
 /// A union filesystem, as `lxc.rootfs.path` names it.
@@ -193,7 +196,9 @@ pub enum LxcConfigError {
 impl ContainerConfig {
     /// Takes in what the image brought along. Its environment comes after what is there, so that its PATH wins over
     /// the default; what only the task knows is to be added after this.
-    pub fn apply_image(&mut self, image: &ImageConfig) {
+    ///
+    /// `inherited` is what a container has of a limit that the config does not set: an image's must not be above it.
+    pub fn apply_image(&mut self, image: &ImageConfig, inherited: impl Fn(&str) -> Option<Rlimit>) {
         self.environment.extend(image.environment.iter().cloned());
         self.cap_keep.retain(|cap| !image.cap_drop.contains(cap));
         if let Some(keep) = &image.cap_keep {
@@ -202,7 +207,7 @@ impl ContainerConfig {
         for theirs in &image.rlimits {
             match self.rlimits.iter_mut().find(|ours| ours.name == theirs.name) {
                 Some(ours) => *ours = ours.tightened_to(theirs),
-                None => self.rlimits.push(theirs.clone()),
+                None => self.rlimits.extend(inherited(&theirs.name).map(|ours| ours.tightened_to(theirs))),
             }
         }
         self.mounts.extend(image.mounts.iter().cloned());

@@ -11,12 +11,14 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::launch::step::{Step, StepError};
 use crate::lxc_config::{MountEntry, UnionDriver};
 use crate::{security, unions};
+
+pub mod mounts;
 
 /// The writable layer (the upperdir).
 pub const UPPER: &str = "usrfile";
@@ -81,7 +83,7 @@ pub fn workspace_entry(driver: UnionDriver, container: &Path, packages: &[&Path]
         source: driver.as_str().to_owned(),
         target: "workspace".to_owned(),
         fstype: driver.as_str().to_owned(),
-        options: options.split(',').map(str::to_owned).collect(),
+        options: ["nosuid", "nodev"].into_iter().chain(options.split(',')).map(str::to_owned).collect(),
     })
 }
 
@@ -94,6 +96,15 @@ fn spelled(driver: UnionDriver, layer: &Path) -> Option<String> {
         UnionDriver::Overlay => (!path.contains(',')).then(|| path.replace('\\', r"\\").replace(':', r"\:")),
         UnionDriver::Aufs => (!path.contains([',', ':', '='])).then(|| path.to_owned()),
     }
+}
+
+/// What `lxc.rootfs.options` says of the root that [`unite_root`] makes.
+pub fn root_options(driver: UnionDriver) -> Vec<String> {
+    let own: &[&str] = match driver {
+        UnionDriver::Overlay => &["volatile"],
+        UnionDriver::Aufs => &[],
+    };
+    ["nosuid", "nodev"].iter().chain(own).map(|&option| option.to_owned()).collect()
 }
 
 /// Unites the image's layers (top first) with the writable layer.
@@ -118,37 +129,20 @@ pub fn make_mounts_private() -> Result<(), StepError> {
     rustix::mount::mount_change("/", flags).step(|| "make mounts private".to_owned())
 }
 
-/// What the root is filled with after it is united.
-#[derive(Debug)]
-pub struct Fittings {
-    /// An empty folder of the node, to cover others with.
-    pub empty: PathBuf,
-    /// The container's cgroups: the place below /sys/fs/cgroup, and the folder shown there.
-    pub cgroups: Vec<(String, PathBuf)>,
-    /// The most that /dev/shm may hold, in bytes; the memory limit counts it as well.
-    pub shm_bytes: u64,
-}
-
-/// Mounts /proc, /sys and /dev, covers what shows the host, and moves the workspace in.
-pub fn fit_out(fittings: &Fittings) -> Result<(), StepError> {
-    mount_kernel_filesystems()?;
-    make_devices(fittings.shm_bytes)?;
-    show_cgroups(&fittings.cgroups)?;
-    mask(&fittings.empty)?;
+/// Mounts what the config lists, fills /dev, shows the container its cgroups (the place below /sys/fs/cgroup, and the
+/// folder shown there), and moves the workspace in. The order is LXC's, which fills /dev after its mounts.
+pub fn fit_out(entries: &[MountEntry], cgroups: &[(String, PathBuf)]) -> Result<(), StepError> {
+    mounts::mount_all(entries)?;
+    make_devices()?;
+    show_cgroups(cgroups)?;
     if Path::new(WORKSPACE).exists() {
         rustix::mount::mount_move(WORKSPACE, in_root("workspace")).step(|| "move workspace".to_owned())?;
     }
     Ok(())
 }
 
-fn mount_kernel_filesystems() -> Result<(), StepError> {
-    mount_new("proc", "proc", NOTHING_RUNS, None)?;
-    mount_new("sysfs", "sys", NOTHING_RUNS | MountFlags::RDONLY, None)
-}
-
-/// A fresh /dev: only the devices of the list, terminals of its own, shared memory of its own.
-fn make_devices(shm_bytes: u64) -> Result<(), StepError> {
-    mount_new("tmpfs", "dev", MountFlags::NOSUID | MountFlags::NOEXEC, Some("mode=755,size=64k,nr_inodes=256"))?;
+/// Fills the fresh /dev: only the devices of the list, terminals of its own.
+fn make_devices() -> Result<(), StepError> {
     for (name, major, minor) in security::DEVICES {
         let device = rustix::fs::makedev(major, minor);
         rustix::fs::mknodat(
@@ -171,14 +165,9 @@ fn make_devices(shm_bytes: u64) -> Result<(), StepError> {
         rustix::fs::symlink(target, in_root(&format!("dev/{name}"))).step(|| format!("link /dev/{name}"))?;
     }
     make_folder(in_root("dev/pts"), 0o755)?;
-    make_folder(in_root("dev/shm"), 0o1777)?;
-    mount_new(
-        "devpts",
-        "dev/pts",
-        MountFlags::NOSUID | MountFlags::NOEXEC,
-        Some("newinstance,ptmxmode=0666,mode=0620"),
-    )?;
-    mount_new("tmpfs", "dev/shm", NO_DEVICES, Some(&format!("mode=1777,size={shm_bytes}")))
+    // As LXC mounts it for `lxc.pty.max = 1024`; 5 is Debian's group tty, and what glibc's grantpt(3) expects.
+    let options = "newinstance,ptmxmode=0666,mode=0620,gid=5,max=1024";
+    mount_new("devpts", "dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, Some(options))
 }
 
 /// Shows the container its own limits where programs look for them, read-only.
@@ -198,58 +187,12 @@ fn show_cgroups(cgroups: &[(String, PathBuf)]) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Covers or write-protects what shows or changes the host. What this kernel does not have needs no cover.
-fn mask(empty: &Path) -> Result<(), StepError> {
-    // The null device was made above by this process, so it is what it says.
-    let null = in_root("dev/null");
-    for file in security::MASKED_FILES {
-        unless_absent(rustix::mount::mount_bind(&null, in_root(file)).step(|| format!("mask /{file}")))?;
-    }
-    for folder in security::MASKED_FOLDERS {
-        unless_absent(bind_read_only(empty, &in_root(folder)))?;
-    }
-    for folder in security::READ_ONLY_FOLDERS {
-        unless_absent(bind_read_only(&in_root(folder), &in_root(folder)))?;
-    }
-    Ok(())
-}
-
-fn unless_absent(result: Result<(), StepError>) -> Result<(), StepError> {
-    match result {
-        Err(error) if error.errno == Some(libc::ENOENT) => Ok(()),
-        result => result,
-    }
-}
-
 /// A bind mount takes its options only when remounted (mount(2), "Remounting").
 fn bind_read_only(source: &Path, target: &Path) -> Result<(), StepError> {
     let flags = MountFlags::BIND | MountFlags::RDONLY | NOTHING_RUNS;
     rustix::mount::mount_bind(source, target)
         .and_then(|()| rustix::mount::mount_remount(target, flags, c""))
         .step(|| format!("bind {} read-only", target.display()))
-}
-
-/// Mounts what the image's own config asks for: fresh filesystems only, which its reader has seen to. The target is
-/// resolved as inside the root, so that no symlink of the image leads out.
-pub fn mount_entry(entry: &MountEntry) -> Result<(), StepError> {
-    let mount = || -> io::Result<()> {
-        let root = rustix::fs::open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let target = rustix::fs::openat2(&root, &entry.target, flags, Mode::empty(), inside)?;
-        let options: Vec<&str> = entry.options.iter().map(String::as_str).filter(|option| is_data(option)).collect();
-        let options = std::ffi::CString::new(options.join(","))?;
-        let noexec = entry.options.iter().any(|option| option == "noexec");
-        let flags = if noexec { NOTHING_RUNS } else { NO_DEVICES };
-        let target = format!("/proc/self/fd/{}", target.as_raw_fd());
-        Ok(rustix::mount::mount(&entry.source, target, &entry.fstype, flags, options.as_c_str())?)
-    };
-    mount().step(|| format!("mount {} on /{}", entry.fstype, entry.target))
-}
-
-/// Whether an option is the filesystem's own; `create=dir` is LXC's.
-fn is_data(option: &str) -> bool {
-    option.contains('=') && !option.starts_with("create=")
 }
 
 /// Makes the united root this process' root, and lets go of the host's.
@@ -289,18 +232,10 @@ mod tests {
             workspace_entry(driver, Path::new("/c"), &[Path::new("/p/a"), Path::new(path)]).map(|entry| entry.options)
         };
         let overlay = options(UnionDriver::Overlay, r"/p/a:b\c").unwrap();
-        assert_eq!(overlay[0], r"lowerdir=/p/a:/p/a\:b\\c");
-        assert_eq!(overlay.len(), 4);
+        assert_eq!(overlay[2], r"lowerdir=/p/a:/p/a\:b\\c");
+        assert_eq!(overlay.len(), 6);
         assert_eq!(options(UnionDriver::Overlay, "/p/a,upperdir=b"), None);
         assert_eq!(options(UnionDriver::Aufs, "/p/a:b"), None);
         assert!(options(UnionDriver::Aufs, "/p/b").is_some());
-    }
-
-    #[test]
-    fn only_what_the_kernel_does_not_have_counts_as_absent() {
-        let failed = |errno| Err(io::Error::from_raw_os_error(errno)).step(|| "mask".to_owned());
-        assert_eq!(unless_absent(failed(libc::ENOENT)), Ok(()));
-        assert!(unless_absent(failed(libc::EACCES)).is_err());
-        assert!(unless_absent(Err(StepError::said("mask", "ENOENT"))).is_err());
     }
 }

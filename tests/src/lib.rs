@@ -11,6 +11,7 @@
 pub mod cgroup;
 pub mod chromium;
 pub mod cluster;
+pub mod conformance;
 pub mod daemon;
 pub mod http;
 pub mod hung_fuse;

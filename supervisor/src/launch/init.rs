@@ -148,8 +148,7 @@ fn build(plan: &Plan<'_>, line: &UnixStream, monitor: &mut Monitor) -> Result<Bu
     fault::call(Point::InitUnite).step(|| "unite the root".to_owned())?;
     rootfs::unite_root(plan.config.rootfs.driver, &layers)?;
     fault::moment(Point::InitUnited);
-    rootfs::fit_out(&plan.fittings)?;
-    plan.config.mounts.iter().try_for_each(rootfs::mount_entry)?;
+    rootfs::fit_out(&plan.config.mounts, &plan.cgroups)?;
     monitor.say(format!("root: {} of {} layers", plan.config.rootfs.driver.as_str(), layers.len() + 1));
     // 6. In, and the door closed behind us.
     rootfs::pivot()?;

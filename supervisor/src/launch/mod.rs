@@ -19,6 +19,7 @@ use wire::{BootId, JobSpec, Reason};
 use crate::cgroup::Layout;
 use crate::lease::Terms;
 use crate::lxc_config::UnionDriver;
+use crate::security::{self, SystemCallFilter};
 use crate::{child, fault, namespaces, sys};
 
 mod alarms;
@@ -62,6 +63,11 @@ impl Settings {
     /// A folder with nothing in it, to cover others with.
     pub fn empty_dir(&self) -> PathBuf {
         self.state_dir.join("empty")
+    }
+
+    /// The denied system calls as a policy for LXC; every container's config names it.
+    pub fn seccomp_profile(&self) -> PathBuf {
+        self.state_dir.join("seccomp")
     }
 }
 
@@ -122,7 +128,7 @@ pub enum LaunchError {
     /// The system-call filter does not compile here.
     #[error("cannot compile the system-call filter: {0}")]
     Filter(#[from] seccompiler::BackendError),
-    /// The folders below the state dir cannot be made.
+    /// A folder or file of the state dir cannot be made.
     #[error("cannot make {path}: {source}")]
     Folder {
         /// Which.
@@ -152,7 +158,7 @@ impl LaunchError {
 pub struct Launcher {
     settings: Settings,
     boot_id: BootId,
-    filter: crate::security::SystemCallFilter,
+    filter: SystemCallFilter,
 }
 
 impl Launcher {
@@ -162,8 +168,11 @@ impl Launcher {
             let path = settings.state_dir.join(folder);
             make_private_folder(&path).map_err(|source| LaunchError::Folder { path, source })?;
         }
+        let profile = settings.seccomp_profile();
+        write_once(&profile, &security::lxc_policy())
+            .map_err(|source| LaunchError::Folder { path: profile, source })?;
         let boot_id = boot_id().map_err(LaunchError::BootId)?;
-        Ok(Launcher { settings: settings.clone(), boot_id, filter: crate::security::SystemCallFilter::compile()? })
+        Ok(Launcher { settings: settings.clone(), boot_id, filter: SystemCallFilter::compile()? })
     }
 
     /// Makes the plan, then clones init into it. On failure no init lives and its folder is gone; cgroups that init
@@ -202,6 +211,16 @@ impl Launcher {
             .step(|| "read init's start time".to_owned())?;
         Ok(Launched { pidfd: child.pidfd, pid: child.pid, start_time, line: InitLine(ours) })
     }
+}
+
+/// Writes the file unless it is there already, whole or not at all: another launcher of this state dir may look at it.
+fn write_once(path: &Path, text: &str) -> io::Result<()> {
+    if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    let draft = path.with_extension(format!("{}", std::process::id()));
+    std::fs::write(&draft, text)?;
+    std::fs::rename(&draft, path)
 }
 
 /// Makes a folder that only root may enter: a payload can leave set-user-ID programs in its writable layer, and an

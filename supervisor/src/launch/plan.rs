@@ -21,7 +21,7 @@ use crate::fault;
 use crate::images::{self, Image};
 use crate::lease;
 use crate::lxc_config::{ContainerConfig, Rootfs};
-use crate::rootfs::{self, Fittings};
+use crate::rootfs;
 use crate::security::{self, SystemCallFilter};
 
 /// Where commands are found, as Debian's login(1) sets it for root.
@@ -46,8 +46,8 @@ pub struct Plan<'a> {
     pub environment: Vec<CString>,
     /// Folders packages may come from.
     pub package_roots: Vec<PathBuf>,
-    /// What the root is filled with.
-    pub fittings: Fittings,
+    /// The container's cgroups as it sees them: the place below /sys/fs/cgroup, and the folder shown there.
+    pub cgroups: Vec<(String, PathBuf)>,
     /// The end record, open and locked.
     pub record: RecordFile,
     /// The folders our cgroups are made in.
@@ -77,11 +77,6 @@ impl<'a> Plan<'a> {
         let image = open_image(&settings.image_dir(), request.spec)?;
         let folder = settings.container_dir(request.container);
         let config = container_config(launcher, layout, &request, &image);
-        let fittings = Fittings {
-            empty: settings.empty_dir(),
-            cgroups: layout.views(request.container),
-            shm_bytes: request.spec.resource.mem * 1024 * 1024,
-        };
         let lease = request.lease.as_ref().map(|terms| lease::Watched::open(terms, &launcher.boot_id));
         let lease = lease.transpose().step(|| "open the lease".to_owned())?;
         let arguments = c_strings(["sh", "-c", &request.spec.command_line].into_iter().map(str::to_owned))?;
@@ -103,7 +98,7 @@ impl<'a> Plan<'a> {
             arguments,
             environment,
             package_roots: settings.package_roots.clone(),
-            fittings,
+            cgroups: layout.views(request.container),
             record,
             layout,
             filter: &launcher.filter,
@@ -176,9 +171,11 @@ fn container_config(
             driver: launcher.settings.union,
             lowerdirs: image.layers.iter().map(|layer| layer.path.clone()).collect(),
             upperdir: launcher.settings.container_dir(request.container).join(rootfs::UPPER),
+            options: rootfs::root_options(launcher.settings.union),
         },
-        mounts: Vec::new(),
-        mount_auto: vec!["proc:mixed".to_owned(), "sys:ro".to_owned()],
+        mounts: rootfs::mounts::usual(&launcher.settings.empty_dir(), spec.resource.mem * 1024 * 1024),
+        // Its own cgroups, which only LXC knows when LXC makes them.
+        mount_auto: vec!["cgroup:ro:force".to_owned()],
         network: request.network,
         cap_keep: security::kept_capability_names(),
         no_new_privs: true,
@@ -187,9 +184,9 @@ fn container_config(
         environment: usual_environment(request),
         init_cwd: "/workspace".to_owned(),
         command_line: spec.command_line.clone(),
-        seccomp_profile: None,
+        seccomp_profile: Some(launcher.settings.seccomp_profile()),
     };
-    config.apply_image(&image.config);
+    config.apply_image(&image.config, security::inherited_rlimit);
     // Last, since the last setting of a name wins: the image overrides the usual, the launcher overrides the image.
     config.environment.extend(request.environment.iter().cloned());
     config

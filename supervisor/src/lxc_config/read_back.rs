@@ -24,6 +24,7 @@ impl ContainerConfig {
 struct Draft {
     uts_name: Option<String>,
     rootfs: Option<Rootfs>,
+    rootfs_options: Vec<String>,
     mounts: Vec<MountEntry>,
     mount_auto: Vec<String>,
     network: Network,
@@ -45,9 +46,11 @@ impl Draft {
         match setting.key.as_str() {
             "lxc.uts.name" => self.uts_name = Some(setting.value.clone()),
             "lxc.rootfs.path" => self.rootfs = Some(setting.rootfs()?),
+            "lxc.rootfs.options" => self.rootfs_options = setting.value.split(',').map(str::to_owned).collect(),
             "lxc.mount.entry" => collect(&mut self.mounts, setting, Setting::mount_entry)?,
             "lxc.mount.auto" => extend_words(&mut self.mount_auto, setting),
             "lxc.net.0.type" => self.network = setting.network()?,
+            "lxc.net.0.flags" if setting.value == "up" => {}
             "lxc.cap.keep" => keep_words(&mut self.cap_keep, setting),
             "lxc.no_new_privs" => self.no_new_privs = setting.flag()?,
             "lxc.environment" => collect(&mut self.environment, setting, Setting::environment)?,
@@ -69,9 +72,10 @@ impl Draft {
     }
 
     fn finish(self) -> Result<ContainerConfig, LxcConfigError> {
+        let rootfs = self.rootfs.ok_or_else(|| missing("lxc.rootfs.path"))?;
         Ok(ContainerConfig {
             uts_name: self.uts_name.ok_or_else(|| missing("lxc.uts.name"))?,
-            rootfs: self.rootfs.ok_or_else(|| missing("lxc.rootfs.path"))?,
+            rootfs: Rootfs { options: self.rootfs_options, ..rootfs },
             mounts: self.mounts,
             mount_auto: self.mount_auto,
             network: self.network,
@@ -113,7 +117,7 @@ impl Setting {
         };
         let mut lowerdirs: Vec<PathBuf> = layers.split(':').map(PathBuf::from).collect();
         let upperdir = lowerdirs.pop().filter(|_| !lowerdirs.is_empty()).ok_or_else(bad)?;
-        Ok(Rootfs { driver, lowerdirs, upperdir })
+        Ok(Rootfs { driver, lowerdirs, upperdir, options: Vec::new() })
     }
 
     fn cgroup(&self) -> Option<CgroupSetting> {

@@ -1,9 +1,24 @@
 //! LXC config as it is read: the little an image may bring.
 //!
-//! The names of LXC 1 and 2 (`lxc.utsname`, `lxc.tty`, `lxc.network.type`...) are understood as
-//! lxc-update-config(1) translates them. Nothing unknown is skipped: a key that cannot be applied is refused by name.
+//! The names of LXC 1 and 2 (`lxc.utsname`, `lxc.tty`, `lxc.network.type`...) are understood. Nothing unknown is skipped:
+//! a key that cannot be applied is refused by name.
+//!
+//! An image may come from anybody, and to stock LXC its config is a root shell on the node: `lxc.hook.*`,
+//! `lxc.net.*.script.*` and `lxc.init.cmd` run programs, `lxc.mount.*`, `lxc.rootfs.*` and `lxc.include` name its files,
+//! `lxc.cgroup*.devices.allow` its disks, `lxc.net.*`, `lxc.namespace.*` its network and processes, `lxc.idmap` its users;
+//! `lxc.apparmor.*`, `lxc.selinux.*`, `lxc.seccomp.*`, `lxc.no_new_privs = 0`, `lxc.sysctl.*` and `lxc.proc.*` lift what
+//! confines. So what is taken is listed, and each can only take rights away or touch the container itself:
+//!
+//! - `lxc.environment`, as NAME=value (a bare NAME is LXC's word for "the node's own value"): read inside, after every
+//!   right is gone, by a shell of the same image; what the launcher sets comes after it and wins;
+//! - `lxc.cap.drop` and `lxc.cap.keep`: what is kept is the node's list less these, never more;
+//! - `lxc.prlimit.*`: never above what the container would have without it;
+//! - `lxc.mount.entry` of a tmpfs: shows nothing of the node, counts against the job's memory, gets nosuid and nodev, takes
+//!   no option but sizes, owners and modes, and covers none of the places that berth itself mounts.
 
+use super::legacy::Translator;
 use super::{ImageConfig, LxcConfigError, MountEntry, Rlimit};
+use crate::security;
 
 /// One `key = value`, the key in today's spelling.
 pub(super) struct Setting {
@@ -30,6 +45,7 @@ impl ImageConfig {
         match setting.key.as_str() {
             "lxc.environment" => collect(&mut self.environment, setting, Setting::environment),
             "lxc.cap.drop" => {
+                setting.capabilities()?;
                 extend_words(&mut self.cap_drop, setting);
                 Ok(())
             }
@@ -38,6 +54,7 @@ impl ImageConfig {
                 Ok(())
             }
             "lxc.cap.keep" => {
+                setting.capabilities()?;
                 keep_words(self.cap_keep.get_or_insert_default(), setting);
                 Ok(())
             }
@@ -45,6 +62,7 @@ impl ImageConfig {
                 true => Ok(()),
                 false => setting.refuse("berth never lets a command gain privileges"),
             },
+            "lxc.mount.entry" if setting.mount_entry().is_ok_and(|entry| is_mounted_anyway(&entry)) => Ok(()),
             "lxc.mount.entry" => collect(&mut self.mounts, setting, Setting::tmpfs_entry),
             _ => self.take_rlimit(setting),
         }
@@ -54,6 +72,9 @@ impl ImageConfig {
         let Some(limit) = setting.rlimit()? else {
             return setting.refuse(why_not_from_an_image(&setting.key));
         };
+        if !security::is_rlimit(&limit.name) {
+            return setting.refuse("there is no limit of that name (setrlimit(2), in lower case without RLIMIT_)");
+        }
         self.rlimits.retain(|earlier| earlier.name != limit.name);
         self.rlimits.push(limit);
         Ok(())
@@ -62,10 +83,10 @@ impl ImageConfig {
 
 /// The settings of a file, in order. Comments and blank lines are gone, old names are new ones.
 pub(super) fn settings(text: &str) -> Result<Vec<Setting>, LxcConfigError> {
-    let mut networks = LegacyNetworks::default();
     let mut found = Vec::new();
     // LXC ends a line at LF and at CR.
-    for (index, raw) in text.replace("\r\n", "\n").split(['\n', '\r']).enumerate() {
+    let text = text.replace("\r\n", "\n");
+    for (index, raw) in text.split(['\n', '\r']).enumerate() {
         let (line, text) = (index + 1, raw.trim());
         if text.is_empty() || text.starts_with('#') {
             continue;
@@ -73,10 +94,14 @@ pub(super) fn settings(text: &str) -> Result<Vec<Setting>, LxcConfigError> {
         let Some((key, value)) = text.split_once('=').filter(|_| !text.contains('\0')) else {
             return Err(LxcConfigError::Syntax { line, text: text.to_owned() });
         };
-        let key = modern_key(key.trim_end(), &mut networks);
-        found.push(Setting { line, key, value: unquote(value.trim_start()).to_owned() });
+        found.push((line, key.trim_end(), unquote(value.trim_start())));
     }
-    Ok(found)
+    let mut translator = Translator::of(found.iter().map(|&(_, key, value)| (key, value)));
+    let translated = found.into_iter().filter_map(|(line, key, value)| {
+        let (key, value) = translator.translate(key, value)?;
+        Some(Setting { line, key, value })
+    });
+    Ok(translated.collect())
 }
 
 /// Takes one pair of matching quotes off a value.
@@ -85,62 +110,6 @@ fn unquote(value: &str) -> &str {
         .into_iter()
         .find_map(|quote| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote)))
         .unwrap_or(value)
-}
-
-/// LXC 1 and 2 counted networks by their `type` lines; later ones write the number into the key.
-#[derive(Default)]
-struct LegacyNetworks {
-    seen: usize,
-}
-
-/// The name that LXC 2.1 and later give a key, after the table in lxc-update-config(1).
-fn modern_key(key: &str, networks: &mut LegacyNetworks) -> String {
-    const RENAMED: [(&str, &str); 22] = [
-        ("lxc.aa_allow_incomplete", "lxc.apparmor.allow_incomplete"),
-        ("lxc.aa_profile", "lxc.apparmor.profile"),
-        ("lxc.console", "lxc.console.path"),
-        ("lxc.devttydir", "lxc.tty.dir"),
-        ("lxc.haltsignal", "lxc.signal.halt"),
-        ("lxc.id_map", "lxc.idmap"),
-        ("lxc.init_cmd", "lxc.init.cmd"),
-        ("lxc.init_gid", "lxc.init.gid"),
-        ("lxc.init_uid", "lxc.init.uid"),
-        ("lxc.logfile", "lxc.log.file"),
-        ("lxc.loglevel", "lxc.log.level"),
-        ("lxc.mount", "lxc.mount.fstab"),
-        ("lxc.pts", "lxc.pty.max"),
-        ("lxc.rebootsignal", "lxc.signal.reboot"),
-        ("lxc.rootfs", "lxc.rootfs.path"),
-        ("lxc.se_context", "lxc.selinux.context"),
-        ("lxc.seccomp", "lxc.seccomp.profile"),
-        ("lxc.stopsignal", "lxc.signal.stop"),
-        ("lxc.syslog", "lxc.log.syslog"),
-        ("lxc.tty", "lxc.tty.max"),
-        ("lxc.utsname", "lxc.uts.name"),
-        ("lxc.network", "lxc.net"),
-    ];
-    if let Some((_, new)) = RENAMED.iter().find(|(old, _)| *old == key) {
-        return (*new).to_owned();
-    }
-    if let Some(name) = key.strip_prefix("lxc.limit.") {
-        return format!("lxc.prlimit.{name}");
-    }
-    match key.strip_prefix("lxc.network.") {
-        Some(rest) => modern_network_key(rest, networks),
-        None => key.to_owned(),
-    }
-}
-
-fn modern_network_key(rest: &str, networks: &mut LegacyNetworks) -> String {
-    if rest.starts_with(|c: char| c.is_ascii_digit()) {
-        return format!("lxc.net.{rest}");
-    }
-    if rest == "type" {
-        networks.seen += 1;
-    }
-    let index = networks.seen.saturating_sub(1);
-    let suffix = if matches!(rest, "ipv4" | "ipv6") { ".address" } else { "" };
-    format!("lxc.net.{index}.{rest}{suffix}")
 }
 
 /// Whether a setting asks for what every container has anyway. A number of terminals or ptys says how
@@ -157,21 +126,37 @@ pub(super) fn is_settled(setting: &Setting) -> Result<bool, LxcConfigError> {
     }
 }
 
+/// Whether an image asks for one of the kernel's filesystems where every container has it.
+fn is_mounted_anyway(entry: &MountEntry) -> bool {
+    let known = [("proc", "proc"), ("sysfs", "sys"), ("devpts", "dev/pts"), ("tmpfs", "dev/shm")];
+    known.contains(&(entry.fstype.as_str(), entry.target.trim_matches('/')))
+}
+
+/// Keys and families of keys, and why an image may not set them.
+const REFUSED: [(&[&str], &str); 9] = [
+    (&["lxc.include"], "an image's config includes no other file"),
+    (&["lxc.hook"], "an image runs nothing on the node"),
+    (&["lxc.cgroup", "lxc.cgroup2"], "the job's limits are not the image's to set"),
+    (&["lxc.rootfs", "lxc.mount"], "an image names no path of the node"),
+    (&["lxc.net"], "the network is not the image's to choose"),
+    (&["lxc.idmap", "lxc.namespace"], "an image chooses none of the node's users or namespaces"),
+    (
+        &["lxc.apparmor", "lxc.selinux", "lxc.seccomp", "lxc.keyring", "lxc.sysctl", "lxc.proc"],
+        "what confines a container is not the image's to change",
+    ),
+    (&["lxc.uts"], "a container is called as its task"),
+    (
+        &["lxc.init", "lxc.execute", "lxc.signal"],
+        "what runs, as whom, where and how it is stopped is the job's business",
+    ),
+];
+
 fn why_not_from_an_image(key: &str) -> &'static str {
-    let below = |family: &str| key.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    if below("lxc.include") {
-        "an image's config includes no other file"
-    } else if below("lxc.hook") {
-        "an image runs nothing on the node"
-    } else if below("lxc.cgroup") || below("lxc.cgroup2") {
-        "the job's limits are not the image's to set"
-    } else if below("lxc.rootfs") || below("lxc.mount") {
-        "an image names no path of the node"
-    } else if below("lxc.net") {
-        "the network is not the image's to choose"
-    } else {
-        "an image may set only lxc.environment, lxc.cap.drop, lxc.cap.keep, lxc.prlimit.* and tmpfs mounts"
-    }
+    let below = |family: &&str| key.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    REFUSED.iter().find(|(families, _)| families.iter().any(below)).map_or(
+        "an image may set only lxc.environment, lxc.cap.drop, lxc.cap.keep, lxc.prlimit.* and tmpfs mounts",
+        |(_, why)| why,
+    )
 }
 
 /// Adds what the setting holds. As everywhere in LXC, an empty value forgets what was set so far.
@@ -244,16 +229,42 @@ impl Setting {
         })
     }
 
-    /// A mount entry that shows nothing of the node.
+    /// A mount entry that shows nothing of the node, with what keeps it harmless.
     fn tmpfs_entry(&self) -> Result<MountEntry, LxcConfigError> {
-        let entry = self.mount_entry()?;
+        const HARMLESS: [&str; 9] =
+            ["rw", "ro", "nosuid", "nodev", "noexec", "noatime", "defaults", "optional", "create=dir"];
+        const WITH_A_NUMBER: [&str; 6] = ["size", "nr_blocks", "nr_inodes", "mode", "uid", "gid"];
+        let mut entry = self.mount_entry()?;
         let inside = !entry.target.split('/').any(|part| matches!(part, "" | "." | ".."));
-        if entry.fstype != "tmpfs" || !inside || entry.options.iter().any(|option| option.contains("bind")) {
+        let harmless = |option: &String| {
+            HARMLESS.contains(&option.as_str())
+                || option.split_once('=').is_some_and(|(name, _)| WITH_A_NUMBER.contains(&name))
+        };
+        if entry.fstype != "tmpfs" || !inside || !entry.options.iter().all(harmless) {
             return Err(
                 self.bad("a tmpfs below the container's root, such as \"tmpfs run tmpfs size=1m,mode=755 0 0\"")
             );
         }
+        let top = entry.target.split('/').next().unwrap_or_default();
+        if ["proc", "sys", "dev", "workspace"].contains(&top) {
+            return Err(self.bad("a tmpfs outside of /proc, /sys, /dev and /workspace, which berth mounts"));
+        }
+        for needed in ["nosuid", "nodev"] {
+            if !entry.options.iter().any(|option| option == needed) {
+                entry.options.push(needed.to_owned());
+            }
+        }
         Ok(entry)
+    }
+
+    /// Every word must be a capability's name: one that is misspelled would be kept without a word.
+    fn capabilities(&self) -> Result<(), LxcConfigError> {
+        let known =
+            |word: &str| word == "none" && self.key == "lxc.cap.keep" || security::capability_named(word).is_some();
+        match self.value.split_whitespace().all(known) {
+            true => Ok(()),
+            false => Err(self.bad("a list of capabilities, lower case without cap_, such as \"sys_chroot kill\"")),
+        }
     }
 
     /// The limit, if the key is one's.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{ContainerConfig, LxcConfigError, MountEntry, Rlimit, Rootfs, command};
+use super::{ContainerConfig, LxcConfigError, MountEntry, Network, Rlimit, Rootfs, command};
 
 type Written = Result<(), LxcConfigError>;
 
@@ -13,6 +13,7 @@ impl ContainerConfig {
         let mut out = Lines { text: String::new() };
         out.line("lxc.uts.name", &self.uts_name)?;
         out.line("lxc.rootfs.path", &rootfs_value(&self.rootfs)?)?;
+        out.list("lxc.rootfs.options", &self.rootfs.options, ",")?;
         for mount in &self.mounts {
             out.line("lxc.mount.entry", &mount_value(mount)?)?;
         }
@@ -30,7 +31,11 @@ impl ContainerConfig {
         out.line("lxc.console.path", "none")?;
         out.line("lxc.tty.max", "0")?;
         out.line("lxc.pty.max", "1024")?;
-        out.line("lxc.net.0.type", self.network.as_str())
+        out.line("lxc.net.0.type", self.network.as_str())?;
+        match self.network {
+            Network::None => out.line("lxc.net.0.flags", "up"),
+            Network::Host => Ok(()),
+        }
     }
 
     fn write_privileges(&self, out: &mut Lines) -> Written {
@@ -95,10 +100,16 @@ impl Lines {
 
     /// One line with all the words, if there are any.
     fn words(&mut self, key: &str, words: &[String]) -> Written {
-        if let Some(bad) = words.iter().find(|word| word.is_empty() || word.contains(char::is_whitespace)) {
+        self.list(key, words, " ")
+    }
+
+    /// [`Lines::words`] with something else between them.
+    fn list(&mut self, key: &str, words: &[String], between: &str) -> Written {
+        let split = |word: &String| word.is_empty() || word.contains(char::is_whitespace) || word.contains(between);
+        if let Some(bad) = words.iter().find(|word| split(word)) {
             return unwritable(key, bad, "is not one word");
         }
-        if words.is_empty() { Ok(()) } else { self.line(key, &words.join(" ")) }
+        if words.is_empty() { Ok(()) } else { self.line(key, &words.join(between)) }
     }
 }
 

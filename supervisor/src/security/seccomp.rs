@@ -1,0 +1,245 @@
+//! The system calls a payload may not make: the list, the filter that the kernel runs, and the same list as a policy
+//! for LXC.
+//!
+//! One list, two spellings: what `lxc.seccomp.profile` names makes stock LXC deny what berth denies, with the same errno.
+
+use std::fmt::Write as _;
+use std::io;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+/// A system call: the name that libseccomp, and so LXC, knows it by, and this architecture's number.
+struct Call {
+    name: &'static str,
+    number: i64,
+}
+
+macro_rules! calls {
+    ($($name:ident)*) => { &[$(Call { name: stringify!($name), number: libc::$name }),*] };
+}
+
+/// System calls that answer EPERM: they load code into the kernel, change the machine's clock, mounts, swap or
+/// namespaces, read the kernel, or have been the door of escapes before. Tracing stays: a container reaches only its own
+/// processes, and its init cannot be traced.
+const DENIED: &[Call] = calls![
+    SYS_acct SYS_add_key SYS_adjtimex SYS_bpf SYS_clock_adjtime SYS_clock_settime SYS_delete_module SYS_fanotify_init
+    SYS_finit_module SYS_fsconfig SYS_fsmount SYS_fsopen SYS_fspick SYS_init_module SYS_io_uring_enter
+    SYS_io_uring_register SYS_io_uring_setup SYS_kexec_file_load SYS_kexec_load SYS_keyctl SYS_landlock_restrict_self
+    SYS_lookup_dcookie SYS_migrate_pages SYS_mount SYS_mount_setattr SYS_move_mount SYS_move_pages
+    SYS_name_to_handle_at SYS_nfsservctl SYS_open_by_handle_at SYS_open_tree SYS_perf_event_open SYS_pivot_root
+    SYS_quotactl SYS_quotactl_fd SYS_reboot SYS_request_key SYS_setdomainname SYS_sethostname SYS_setns
+    SYS_settimeofday SYS_swapoff SYS_swapon SYS_syslog SYS_umount2 SYS_unshare SYS_userfaultfd
+];
+#[cfg(target_arch = "x86_64")]
+const DENIED_HERE: &[Call] = calls![SYS_iopl SYS_ioperm SYS_modify_ldt SYS_uselib];
+#[cfg(not(target_arch = "x86_64"))]
+const DENIED_HERE: &[Call] = &[];
+
+/// The namespace flags of clone(2): a container makes no further namespaces.
+const NAMESPACE_FLAGS: [i32; 7] = [
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWUTS,
+];
+
+/// AF_VSOCK reaches the hypervisor's host past every network namespace (vsock(7)).
+const TO_THE_HYPERVISOR: u64 = libc::AF_VSOCK as u64;
+
+fn denied() -> impl Iterator<Item = &'static Call> {
+    DENIED.iter().chain(DENIED_HERE)
+}
+
+/// The namespace flags as the kernel gets them in a register.
+fn namespace_flags() -> impl Iterator<Item = u64> {
+    NAMESPACE_FLAGS.iter().map(|flag| u64::from(flag.cast_unsigned()))
+}
+
+/// The compiled system-call filters: made once, applied to every payload.
+#[derive(Debug)]
+pub struct SystemCallFilter {
+    programs: Vec<BpfProgram>,
+}
+
+impl SystemCallFilter {
+    /// Compiles the deny list for this machine's architecture.
+    pub fn compile() -> Result<SystemCallFilter, seccompiler::BackendError> {
+        let mut rules: Vec<(i64, Vec<SeccompRule>)> = denied().map(|call| (call.number, vec![])).collect();
+        rules.push((libc::SYS_clone, namespace_rules()?));
+        rules.push((libc::SYS_socket, vec![to_the_hypervisor()?]));
+        // clone3's flags are behind a pointer where a filter cannot look; told that it is not there, libc uses clone.
+        let absent = vec![(libc::SYS_clone3, vec![])];
+        let mut programs = vec![program(rules, libc::EPERM)?, program(absent, libc::ENOSYS)?];
+        programs.extend(foreign_numbers());
+        Ok(SystemCallFilter { programs })
+    }
+
+    /// Applies the filters to this thread and all it will become; sets no_new_privs as seccomp(2) wants.
+    pub fn apply(&self) -> io::Result<()> {
+        self.programs.iter().try_for_each(|program| seccompiler::apply_filter(program).map_err(io::Error::other))
+    }
+}
+
+/// The same list as `lxc.seccomp.profile` wants it (lxc.container.conf(5), "seccomp configuration"; `denylist` since LXC
+/// 4.0.5). In a masked comparison the two values are the mask and what must be left under it.
+pub fn lxc_policy() -> String {
+    let mut text = "2\ndenylist\n[all]\n".to_owned();
+    let mut rule = |name: &str, errno: i32, condition: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name} errno {errno}{condition}");
+    };
+    for call in denied() {
+        rule(call.name.trim_start_matches("SYS_"), libc::EPERM, "");
+    }
+    for flag in namespace_flags() {
+        rule("clone", libc::EPERM, &format!(" [0,{flag},SCMP_CMP_MASKED_EQ,{flag}]"));
+    }
+    rule("socket", libc::EPERM, &format!(" [0,{TO_THE_HYPERVISOR},SCMP_CMP_EQ]"));
+    rule("clone3", libc::ENOSYS, "");
+    text
+}
+
+/// x32, the ABI with 32-bit pointers that a kernel may have beside x86_64's own: the same architecture to a filter, the
+/// same calls under numbers with this bit set, and some more.
+#[cfg(target_arch = "x86_64")]
+const X32_BIT: u32 = 0x4000_0000;
+
+/// No call has a number of x32: ENOSYS, as most kernels would say (seccomp(2), "Architecture support for seccomp BPF").
+/// A range is more than seccompiler knows, so it is spelled in the kernel's own words.
+#[cfg(target_arch = "x86_64")]
+fn foreign_numbers() -> Option<BpfProgram> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const SKIP_UNLESS_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    const SKIP_UNLESS_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    /// With this number a tracer takes a call back, having answered it itself (ptrace(2)).
+    const TAKEN_BACK: u32 = u32::MAX;
+    let step = |code: u32, k: u32, skip: u8| seccompiler::sock_filter { code: code as u16, jt: 0, jf: skip, k };
+    Some(vec![
+        step(LOAD, 0, 0),
+        step(SKIP_UNLESS_AT_LEAST, X32_BIT, 1),
+        step(SKIP_UNLESS_EQUAL, TAKEN_BACK, 1),
+        step(RETURN, libc::SECCOMP_RET_ALLOW, 0),
+        step(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(), 0),
+    ])
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn foreign_numbers() -> Option<BpfProgram> {
+    None
+}
+
+fn to_the_hypervisor() -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, TO_THE_HYPERVISOR)?])
+}
+
+fn namespace_rules() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    namespace_flags()
+        .map(|flag| {
+            let set = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(flag), flag)?;
+            SeccompRule::new(vec![set])
+        })
+        .collect()
+}
+
+fn program(rules: Vec<(i64, Vec<SeccompRule>)>, errno: i32) -> Result<BpfProgram, seccompiler::BackendError> {
+    let answer = SeccompAction::Errno(errno.cast_unsigned());
+    let arch = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, answer, arch)?.try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deny_list_compiles_for_this_machine() {
+        let filter = SystemCallFilter::compile().unwrap();
+        assert!(filter.programs.len() >= 2);
+        assert!(filter.programs.iter().all(|program| !program.is_empty()));
+    }
+
+    /// What the kernel would make of a call without arguments: the first program that does not allow it.
+    #[cfg(target_arch = "x86_64")]
+    fn answer(filter: &SystemCallFilter, number: u32) -> u32 {
+        let mut answers = filter.programs.iter().map(|program| interpret(program, number));
+        answers.find(|answer| *answer != libc::SECCOMP_RET_ALLOW).unwrap_or(libc::SECCOMP_RET_ALLOW)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn interpret(program: &[seccompiler::sock_filter], number: u32) -> u32 {
+        const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+        let (mut next, mut word) = (0, 0);
+        loop {
+            let step = &program[next];
+            let jump = |yes| usize::from(if yes { step.jt } else { step.jf });
+            next += 1;
+            match step.code {
+                0x20 => word = [number, AUDIT_ARCH_X86_64].get(step.k as usize / 4).copied().unwrap_or(0),
+                0x54 => word &= step.k,
+                0x05 => next += step.k as usize,
+                0x15 => next += jump(word == step.k),
+                0x25 => next += jump(word > step.k),
+                0x35 => next += jump(word >= step.k),
+                0x06 => return step.k,
+                code => panic!("{code:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_is_denied_is_denied_under_its_x32_number_too() {
+        let filter = SystemCallFilter::compile().unwrap();
+        let errno = |errno: i32| libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
+        for call in denied().map(|call| u32::try_from(call.number).unwrap()) {
+            assert_eq!(answer(&filter, call), errno(libc::EPERM), "{call}");
+            assert_eq!(answer(&filter, call | X32_BIT), errno(libc::ENOSYS), "{call}");
+        }
+        // clone3, and kexec_load as x32 alone numbers it.
+        for foreign in [435 | X32_BIT, 528 | X32_BIT] {
+            assert_eq!(answer(&filter, foreign), errno(libc::ENOSYS));
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_every_program_needs_is_allowed_and_so_is_a_call_that_its_tracer_took_back() {
+        let filter = SystemCallFilter::compile().unwrap();
+        let needed = [libc::SYS_read, libc::SYS_execve, libc::SYS_clone, libc::SYS_ptrace, libc::SYS_exit_group];
+        for call in needed.into_iter().map(|call| u32::try_from(call).unwrap()).chain([u32::MAX]) {
+            assert_eq!(answer(&filter, call), libc::SECCOMP_RET_ALLOW, "{call}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_denied_twice() {
+        let mut calls: Vec<i64> = denied().map(|call| call.number).collect();
+        calls.sort_unstable();
+        let count = calls.len();
+        calls.dedup();
+        assert_eq!(calls.len(), count);
+    }
+
+    #[test]
+    fn the_policy_for_lxc_denies_what_the_filter_denies() {
+        let policy = lxc_policy();
+        let mut lines = policy.lines();
+        assert_eq!([lines.next(), lines.next(), lines.next()], [Some("2"), Some("denylist"), Some("[all]")]);
+        let rules: Vec<&str> = lines.collect();
+        assert_eq!(rules.len(), denied().count() + NAMESPACE_FLAGS.len() + 2);
+        for rule in [
+            "bpf errno 1",
+            "clone3 errno 38",
+            "socket errno 1 [0,40,SCMP_CMP_EQ]",
+            "clone errno 1 [0,268435456,SCMP_CMP_MASKED_EQ,268435456]",
+        ] {
+            assert!(rules.contains(&rule), "{rule}\n{policy}");
+        }
+    }
+}

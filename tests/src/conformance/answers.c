@@ -1,0 +1,52 @@
+/* What the kernel answers to system calls that a container may be denied, each with arguments that cannot succeed:
+   answer.NAME=ERRNO, a line each. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void say(const char *name, long answer)
+{
+    printf("answer.%s=%d\n", name, answer < 0 ? errno : 0);
+}
+
+#define ASK(name) say(#name, syscall(SYS_##name, -1L, -1L, -1L, -1L, -1L, -1L))
+
+static void ask_clone(const char *name, unsigned long flags)
+{
+    long child = syscall(SYS_clone, flags | SIGCHLD, 0L, 0L, 0L, 0L);
+    if (child == 0)
+        _exit(0);
+    say(name, child);
+    if (child > 0)
+        waitpid((pid_t)child, NULL, 0);
+}
+
+int main(void)
+{
+    ASK(acct); ASK(add_key); ASK(adjtimex); ASK(bpf); ASK(clock_adjtime); ASK(clock_settime); ASK(delete_module);
+    ASK(fanotify_init); ASK(finit_module); ASK(fsconfig); ASK(fsmount); ASK(fsopen); ASK(fspick); ASK(init_module);
+    ASK(io_uring_enter); ASK(io_uring_register); ASK(io_uring_setup); ASK(kexec_file_load); ASK(kexec_load); ASK(keyctl);
+    ASK(landlock_restrict_self); ASK(migrate_pages); ASK(mount); ASK(mount_setattr); ASK(move_mount); ASK(move_pages);
+    ASK(name_to_handle_at); ASK(open_by_handle_at); ASK(open_tree); ASK(perf_event_open); ASK(pivot_root); ASK(quotactl);
+    ASK(reboot); ASK(request_key); ASK(setdomainname); ASK(sethostname); ASK(setns); ASK(settimeofday); ASK(swapoff);
+    ASK(swapon); ASK(syslog); ASK(umount2); ASK(unshare); ASK(userfaultfd); ASK(clone3);
+#if defined(__x86_64__)
+    ASK(iopl); ASK(ioperm); ASK(modify_ldt);
+#endif
+    /* Allowed: these answer of their own. */
+    ASK(ptrace); ASK(process_vm_readv); ASK(getdents64); ASK(landlock_create_ruleset); ASK(pidfd_open); ASK(memfd_create);
+    say("socket-vsock", socket(AF_VSOCK, SOCK_STREAM, 0));
+    say("socket-raw", socket(AF_INET, SOCK_RAW, 1));
+    say("socket-netlink", socket(AF_NETLINK, SOCK_RAW, 0));
+    ask_clone("clone", 0);
+    ask_clone("clone-newuser", CLONE_NEWUSER);
+    ask_clone("clone-newns", CLONE_NEWNS);
+    ask_clone("clone-newpid", CLONE_NEWPID);
+    return 0;
+}
