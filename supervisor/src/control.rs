@@ -10,6 +10,7 @@ use wire::access::{Refused, comes_from_browser};
 use wire::http::{ConnectionId, Method, Request, Response};
 use wire::node::{Answer, Created, Events, Refusal, RefusalCode};
 use wire::task::TaskRequest;
+use wire::term::{self, Speaker};
 use wire::{BadInput, EventNumber, InstanceId, JobId, Stamp, TaskId, json};
 
 use crate::output::OutputRequest;
@@ -46,6 +47,9 @@ pub fn answer(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
         Method::Head => Method::Get,
         other => other,
     };
+    if let Err(refusal) = listen(request, table) {
+        return Reply::Now(refused(refusal));
+    }
     match (method, request.path.as_str()) {
         (Method::Get, "/resource") => Reply::Now(Response::json(200, &table.resource(now))),
         (Method::Post, "/task/create") => Reply::Now(create(&request.body, table, now)),
@@ -62,6 +66,14 @@ pub fn answer(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
             );
             Reply::Now(refused(Refusal::new(RefusalCode::NotFound, message)))
         }
+    }
+}
+
+/// Whether who speaks is listened to. Whoever does not say so is: curl, and the original's master.
+fn listen(request: &Request, table: &mut TaskTable) -> Result<(), Refusal> {
+    match request.headers.get(term::HEADER) {
+        Some(speaker) => table.listen_to(&speaker.parse::<Speaker>()?),
+        None => Ok(()),
     }
 }
 
@@ -458,5 +470,42 @@ mod tests {
             assert_eq!(get(&mut it, path).0, 404, "{path}");
         }
         assert_eq!(get(&mut it, "/resource").1["mem"], 1000);
+    }
+
+    #[test]
+    fn once_a_later_term_of_a_master_has_spoken_an_earlier_one_is_refused_whatever_it_asks() {
+        let mut it = Fixture::new("control-terms");
+        let mut speak = |method, target: &str, body: &str, speaker: &str| {
+            let mut headers = Headers::new();
+            headers.push(term::HEADER, speaker);
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            let request = Request {
+                method,
+                path: path.to_owned(),
+                query: Query::parse(query),
+                raw_query: None,
+                headers,
+                body: body.as_bytes().to_vec(),
+                peer: "127.0.0.1:1".parse().unwrap(),
+            };
+            said(answer(&request, &mut it.table, Now::read()))
+        };
+        assert_eq!(speak(Method::Post, "/task/create", JOB, "m 7").0, 200);
+        assert_eq!(speak(Method::Get, "/task/events", "", "m 8").0, 200);
+        let late = [
+            (Method::Post, "/task/create", JOB),
+            (Method::Post, "/task/create", "[]"),
+            (Method::Post, "/task/kill", "{\"taskId\":1}"),
+            (Method::Get, "/task/events?after=1&master=m", ""),
+            (Method::Get, "/resource", ""),
+        ];
+        for (method, target, body) in late {
+            let (status, code, _) = code_and_field(speak(method, target, body, "m 7"));
+            assert_eq!((status, code.as_str()), (409, "superseded"), "{target}");
+        }
+        assert_eq!(speak(Method::Get, "/task/info?taskId=1", "", "m 8").1["data"]["status"], "Pending[A]");
+        assert_eq!(speak(Method::Get, "/resource", "", "another 1").0, 200, "terms are each master's own");
+        assert_eq!(code_and_field(speak(Method::Get, "/resource", "", "m")).0, 400);
+        assert_eq!(post(&mut it, "/task/create", JOB).0, 200, "the original's master has no terms");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use wire::task::{TaskReport, TaskRequest};
+use wire::term::Speaker;
 use wire::{BootId, EventNumber, InstanceId, TaskId};
 
 use crate::cgroup::Bases;
@@ -98,6 +99,7 @@ impl History {
             }
             Record::Acknowledged { after, master } => self.acknowledge(after, master.as_ref()),
             Record::HeardOf { master, job } => self.masters.heard_of(&master, job),
+            Record::Term { master, term } => self.masters.spoke(&Speaker { master, term }),
             Record::Master { master, remembered } => self.masters.restore(&master, *remembered),
         }
     }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use wire::fault::Point;
 use wire::node::Remembered;
 use wire::task::{TaskReport, TaskRequest};
-use wire::{BootId, EventNumber, InstanceId, JobId, TaskId};
+use wire::{BootId, EventNumber, InstanceId, JobId, TaskId, Term};
 
 use crate::cgroup::Bases;
 use crate::fault;
@@ -122,6 +122,13 @@ pub enum Record {
         master: InstanceId,
         /// The highest.
         job: JobId,
+    },
+    /// A master has begun a term.
+    Term {
+        /// Which.
+        master: InstanceId,
+        /// The term.
+        term: Term,
     },
     /// What was known of a master when the journal was compacted.
     Master {
@@ -260,7 +267,7 @@ impl Journal {
         }
         self.len += line.len() as u64;
         // What its master says again is not worth a sync, and no sweeper is started for it: the next one takes it along.
-        if !matches!(record, Record::HeardOf { .. }) {
+        if !matches!(record, Record::HeardOf { .. } | Record::Term { .. }) {
             self.appended += 1;
         }
         if let Some((_, after)) = points {
@@ -381,7 +388,7 @@ fn points_of(record: &Record) -> Option<(Point, Point)> {
         // What these say is found out anew.
         Record::Start { .. } | Record::NeverRan { .. } | Record::Stuck { .. } | Record::Forgotten { .. } => None,
         // A master says it again; and this one is never written alone.
-        Record::HeardOf { .. } | Record::Master { .. } => None,
+        Record::HeardOf { .. } | Record::Term { .. } | Record::Master { .. } => None,
     }
 }
 

@@ -1,12 +1,14 @@
 //! What this node still knows of each master when it has forgotten its tasks: the highest job it has heard of, and the
 //! last ends that were acknowledged. A master whose database was put back from an older copy learns from it which
-//! numbers it has given out and which attempts have run. Pure, and bounded: what is dropped is summed up in one number.
+//! numbers it has given out and which attempts have run; and one in whose place another has begun its term, that it is
+//! over. Pure, and bounded: what is dropped is summed up in one number.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use wire::node::{AcknowledgedEnd, Remembered};
 use wire::task::{AttemptKey, MAX_MASTER, TaskOrigin};
-use wire::{EventNumber, InstanceId, JobId};
+use wire::term::Speaker;
+use wire::{EventNumber, InstanceId, JobId, Term};
 
 use crate::journal::Record;
 
@@ -20,6 +22,7 @@ const MAX_LISTED: usize = 1000;
 struct Known {
     last_job: JobId,
     unlisted_to: EventNumber,
+    term: Term,
     acknowledged: VecDeque<AcknowledgedEnd>,
     /// When something new was last learnt of it, counted in such news.
     touched: u64,
@@ -43,6 +46,18 @@ impl Masters {
     pub fn heard_of(&mut self, master: &InstanceId, job: JobId) {
         if self.is_news(master, job) {
             self.touch(master).last_job = job;
+        }
+    }
+
+    /// The latest term of this master that has spoken here.
+    pub fn term_of(&self, master: &InstanceId) -> Term {
+        self.known.get(master).map_or(Term::default(), |known| known.term)
+    }
+
+    /// This master has spoken in that term.
+    pub fn spoke(&mut self, speaker: &Speaker) {
+        if speaker.term > self.term_of(&speaker.master) {
+            self.touch(&speaker.master).term = speaker.term;
         }
     }
 
@@ -85,7 +100,7 @@ impl Masters {
     pub fn remembered(&self, master: &InstanceId, all: bool) -> Option<Remembered> {
         let known = self.known.get(master)?;
         let acknowledged = if all { known.acknowledged.iter().copied().collect() } else { Vec::new() };
-        Some(Remembered { last_job: known.last_job, unlisted_to: known.unlisted_to, acknowledged })
+        Some(Remembered { last_job: known.last_job, unlisted_to: known.unlisted_to, term: known.term, acknowledged })
     }
 
     /// The same, as records, those first that were touched first.
@@ -104,6 +119,7 @@ impl Masters {
         let known = self.touch(master);
         known.last_job = remembered.last_job;
         known.unlisted_to = remembered.unlisted_to;
+        known.term = remembered.term;
         known.acknowledged = remembered.acknowledged.into();
     }
 }
@@ -174,6 +190,7 @@ mod tests {
         let mut masters = Masters::default();
         ended(&mut masters, 7);
         masters.heard_of(&name("other"), JobId(3));
+        masters.spoke(&Speaker { master: name("m"), term: Term(5) });
         let mut again = Masters::default();
         for record in masters.records() {
             let Record::Master { master, remembered } = record else { panic!("{record:?}") };
@@ -181,5 +198,6 @@ mod tests {
         }
         assert_eq!(again.records(), masters.records());
         assert!(again.has_run(&key(7, 1)));
+        assert_eq!(again.term_of(&name("m")), Term(5));
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use wire::node::{NodeResource, Refusal, RefusalCode, Remembered};
 use wire::task::{AttemptKey, TaskOrigin, TaskReport, TaskRequest};
+use wire::term::Speaker;
 use wire::{BadInput, EventNumber, InstanceId, JobId, JobSpec, Stamp, TaskId, TaskLease};
 
 use crate::history::{Era, History, Unfinished};
@@ -295,6 +296,26 @@ impl TaskTable {
         if self.masters.is_news(master, job) && self.append(&record).is_ok() {
             self.masters.heard_of(master, job);
         }
+    }
+
+    /// Whether a master is listened to: not once a later term of it has spoken.
+    pub fn listen_to(&mut self, speaker: &Speaker) -> Result<(), Refusal> {
+        let latest = self.masters.term_of(&speaker.master);
+        if speaker.term < latest {
+            let message = format!(
+                "term {} of the master {} is over: term {latest} of it has spoken here; another master has taken its \
+                 place, or an older copy of its state dir is in use",
+                speaker.term, speaker.master
+            );
+            return Err(Refusal::new(RefusalCode::Superseded, message));
+        }
+        if speaker.term > latest {
+            self.masters.spoke(speaker);
+            // A journal that cannot be written says so by itself. Until this process ends it is remembered all the same,
+            // and the next one hears it with the master's first call.
+            let _ = self.append(&Record::Term { master: speaker.master.clone(), term: speaker.term });
+        }
+        Ok(())
     }
 
     /// What is remembered of a master beyond its tasks; the ends it has acknowledged only where it asks for all.

@@ -53,6 +53,10 @@ counted_id!(
     /// Position of a state change in a node's history; acknowledging N acknowledges all up to N.
     #[derive(Default)]
     EventNumber(u64), "after");
+counted_id!(
+    /// One life of a master on its state dir. A later life has a higher number, on whatever host it is.
+    #[derive(Default)]
+    Term(u64), "term");
 
 impl Attempt {
     /// The first attempt of every job.

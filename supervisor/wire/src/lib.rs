@@ -22,10 +22,11 @@ pub mod size;
 pub mod state;
 pub mod stderr_log;
 pub mod task;
+pub mod term;
 
 pub use cpu::{CpuAmount, CpuRequest, CpuSet};
 pub use failure::{BadInput, Reason};
-pub use ids::{Attempt, BootId, ContainerId, EventNumber, ImageId, InstanceId, JobId, NodeId, TaskId};
+pub use ids::{Attempt, BootId, ContainerId, EventNumber, ImageId, InstanceId, JobId, NodeId, TaskId, Term};
 pub use job::{JobSpec, Resource};
 pub use lease::{OnNodeLoss, Stamp, TaskLease};
 pub use logs::Log;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cpu::{CpuAmount, CpuSet};
-use crate::ids::{Attempt, BootId, EventNumber, ImageId, InstanceId, JobId, NodeId, TaskId};
+use crate::ids::{Attempt, BootId, EventNumber, ImageId, InstanceId, JobId, NodeId, TaskId, Term};
 use crate::lease::Stamp;
 use crate::task::TaskReport;
 
@@ -78,6 +78,9 @@ pub struct Remembered {
     pub last_job: JobId,
     /// Acknowledged ends up to this one are not listed below, being too many.
     pub unlisted_to: EventNumber,
+    /// The latest of its terms that has spoken here.
+    #[serde(default)]
+    pub term: Term,
     /// The latest ends it has acknowledged, oldest first; only with `after=0`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub acknowledged: Vec<AcknowledgedEnd>,
@@ -163,6 +166,8 @@ pub enum RefusalCode {
     Stale,
     /// This attempt has run here, and its master has acknowledged its end.
     AlreadyRun,
+    /// A later term of the same master has spoken.
+    Superseded,
     /// There is no such thing.
     NotFound,
     /// Who asks may not.
@@ -194,7 +199,7 @@ impl Refusal {
             RefusalCode::Forbidden => 403,
             RefusalCode::NotFound => 404,
             RefusalCode::MethodNotAllowed => 405,
-            RefusalCode::NoRoom | RefusalCode::AlreadyRun | RefusalCode::Stale => 409,
+            RefusalCode::NoRoom | RefusalCode::AlreadyRun | RefusalCode::Stale | RefusalCode::Superseded => 409,
             RefusalCode::Busy => 503,
             RefusalCode::Internal | RefusalCode::Unknown => 500,
         }

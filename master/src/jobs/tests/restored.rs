@@ -41,7 +41,7 @@ fn remembers(last_job: u64, ends: &[(u64, u64, u32)]) -> Remembered {
         attempt: Attempt(attempt),
     };
     let acknowledged = ends.iter().map(end).collect();
-    Remembered { last_job: JobId(last_job), unlisted_to: EventNumber(0), acknowledged }
+    Remembered { last_job: JobId(last_job), unlisted_to: EventNumber(0), acknowledged, ..Remembered::default() }
 }
 
 #[test]
