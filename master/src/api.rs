@@ -41,6 +41,7 @@ use crate::pages::view::{
 };
 use crate::pages::{self};
 use crate::store::{self, JobPage, Kept, MAX_PAGE, Reader};
+use crate::watch::Watch;
 
 /// How many jobs a page lists if nobody says.
 const DEFAULT_PAGE: u32 = 100;
@@ -51,6 +52,8 @@ const TAIL_BYTES: u64 = 64 << 10;
 pub struct Shared {
     /// Who may call.
     pub access: Access,
+    /// Whether this is the master still.
+    pub watch: Watch,
     /// The owner of the jobs.
     pub owner: Sender<Message>,
     /// Where logs are read.
@@ -110,6 +113,7 @@ impl Api {
         match self.shared.access.check_token(&asked.headers) {
             Err(_) if !open && asked.wants == Wants::Html => Ok(login_page(401, asked, None).into()),
             Err(refused) if !open => Err(refusal(refused)),
+            Ok(()) | Err(_) if !open && !self.shared.watch.is_fresh() => Err(Refused::cut_off()),
             Ok(()) | Err(_) => self.route(asked, &segments),
         }
     }

@@ -35,13 +35,15 @@ usage: berth-master [options]
                        of this master [60s, or twice the node time-out if that is longer]
   --lost-attempts N    how many nodes a job that is retried may be lost with before it fails [3]
   --state-dir DIR      the database's folder [/var/lib/berth-master]
+  --wait               while another master has the state dir, wait for its end and take its place; the folder
+                       must be there: a share that is not mounted is not to be taken for an empty one
   --share DIR          the folder that master and nodes all see; logs are read there first
   --token-file FILE    its first line is wanted of everyone, and sent to the nodes
   --host NAME          a name browsers may use for this server, once for each
   --version            print the version and exit
   --help               print this and exit
 
-In the file, `node` is a table: [node] 0 = \"127.0.0.1:5000\"; `host` is a list.
+In the file, `node` is a table: [node] 0 = \"127.0.0.1:5000\"; `host` is a list; `wait` is true or false.
 ";
 
 /// What the operator wants.
@@ -59,6 +61,8 @@ pub struct Config {
     pub lost_attempts: u32,
     /// The database's folder.
     pub state_dir: PathBuf,
+    /// Whether to wait until no other master has it.
+    pub wait: bool,
     /// The folder that master and nodes all see.
     pub share: Option<PathBuf>,
     /// Where the token is.
@@ -130,6 +134,7 @@ struct Said {
     lease: Option<String>,
     lost_attempts: Option<u32>,
     state_dir: Option<PathBuf>,
+    wait: Option<bool>,
     share: Option<PathBuf>,
     token_file: Option<PathBuf>,
     host: Option<Vec<String>>,
@@ -158,6 +163,7 @@ impl Wanted {
                 Long("lease") => flags.lease = Some(parser.value()?.string()?),
                 Long("lost-attempts") => flags.lost_attempts = Some(parser.value()?.parse()?),
                 Long("state-dir") => flags.state_dir = Some(parser.value()?.into()),
+                Long("wait") => flags.wait = Some(true),
                 Long("share") => flags.share = Some(parser.value()?.into()),
                 Long("token-file") => flags.token_file = Some(parser.value()?.into()),
                 Long("host") => flags.host.get_or_insert_default().push(parser.value()?.string()?),
@@ -196,6 +202,7 @@ impl Said {
             lease: self.lease.or(other.lease),
             lost_attempts: self.lost_attempts.or(other.lost_attempts),
             state_dir: self.state_dir.or(other.state_dir),
+            wait: self.wait.or(other.wait),
             share: self.share.or(other.share),
             token_file: self.token_file.or(other.token_file),
             host: self.host.or(other.host),
@@ -217,6 +224,7 @@ impl Said {
             lease: lease(self.lease.as_deref(), node_timeout)?,
             lost_attempts: lost_attempts(self.lost_attempts.unwrap_or(LOST_ATTEMPTS))?,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/berth-master".into()),
+            wait: self.wait.unwrap_or(false),
             share: self.share,
             token_file: self.token_file,
             hosts: self.host.unwrap_or_default(),
@@ -303,22 +311,22 @@ mod tests {
         assert_eq!(config.listen, "127.0.0.1:8080".parse().unwrap());
         assert_eq!(config.nodes, BTreeMap::from([(NodeId(0), "127.0.0.1:5000".into())]));
         assert_eq!(config.node_timeout, Duration::from_secs(10));
-        assert_eq!((config.share, config.token_file), (None, None));
         assert_eq!((config.lease, config.lost_attempts), (Duration::from_secs(60), 3));
+        assert_eq!((config.share, config.token_file, config.wait), (None, None, false));
     }
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_the_defaults() {
         let dir = Scratch::new();
         let path = dir.path().join("berth.toml");
-        let text =
-            "listen = '127.0.0.1:1'\nnode-timeout = '3s'\nhost = ['berth.example']\n[node]\n0 = 'a:1'\n7 = 'b:2'\n";
+        let text = "listen = '127.0.0.1:1'\nwait = true\nnode-timeout = '3s'\nhost = ['berth.example']\n[node]\n0 = 'a:1'\n7 = 'b:2'\n";
         std::fs::write(&path, text).unwrap();
         let config = config(&["--listen", "[::1]:9", "--config", path.to_str().unwrap()]);
         assert_eq!(config.listen, "[::1]:9".parse().unwrap());
         assert_eq!(config.nodes.keys().collect::<Vec<_>>(), [&NodeId(0), &NodeId(7)]);
         assert_eq!(config.node_timeout, Duration::from_secs(3));
         assert_eq!(config.hosts, ["berth.example"]);
+        assert!(config.wait);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod claim;
 mod config;
+mod database;
 mod fault;
 mod followers;
 mod gate;
@@ -19,12 +21,15 @@ mod scheduler;
 mod state_dir;
 mod store;
 mod strangers;
+mod watch;
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
+use std::time::{Duration, SystemTime};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -33,6 +38,7 @@ use wire::fault::Point;
 use wire::http::Limits;
 
 use api::{Api, LANES_HELD, Shared, Streams};
+use claim::{Claim, ClaimError};
 use config::{Config, ConfigError, Wanted};
 use followers::Bell;
 use gate::{GateError, LANES};
@@ -42,6 +48,7 @@ use output::Logs;
 use poller::{Orders, Poller, PollerError};
 use state_dir::{StateDir, StateDirError};
 use store::{Reader, Store, StoreError};
+use watch::Watch;
 
 /// Requests answered at once.
 const WORKERS: usize = 8;
@@ -49,6 +56,9 @@ const WORKERS: usize = 8;
 const _: () = assert!(LANES > WORKERS + LANES_HELD);
 /// Every thread's stack: what SQLite and a page need, several times over.
 const STACK: usize = 1 << 20;
+/// How often a standby asks for the lock. It is not waited for in the kernel: what waits there on a share is gone with the
+/// share's next hiccup, and hears no signal.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Why the master did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +71,8 @@ enum Fatal {
     Listen(#[from] ListenRefused),
     #[error(transparent)]
     StateDir(#[from] StateDirError),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -77,6 +89,7 @@ enum Fatal {
 enum End {
     Signal(i32),
     Owner(Result<(), StoreError>),
+    Claim(ClaimError),
     Poller(PollerError),
     Http(io::Error),
 }
@@ -119,8 +132,12 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     let addrs = config.resolve_nodes()?;
     // Before any thread starts, so that no signal can come to one that does not expect it.
     let signals = Signals::new([SIGTERM, SIGINT])?;
-    let state_dir = StateDir::take(&config.state_dir)?;
-    let store = Store::open(state_dir.path())?;
+    let (ended, end) = channel();
+    start_signals(signals, ended.clone())?;
+    let Some(state_dir) = take_state_dir(config, &end)? else { return Ok(()) };
+    let shared = state_dir.is_shared()?;
+    let claim = Claim::stake(state_dir.path(), &who_we_are(config), SystemTime::now())?;
+    let (store, database) = open_database(&state_dir, &claim, shared)?;
     fault::moment(Point::MasterOpened);
     let nodes = Nodes {
         addrs: config.nodes.clone().into_iter().collect(),
@@ -132,29 +149,28 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     fault::moment(Point::MasterRead);
     let logs = Logs::start(config.share.clone(), addrs.clone(), token.as_ref())?;
 
-    let (ended, end) = channel();
     let (to_owner, messages) = channel();
     let heard = to_owner.clone();
     let tell = move |said| drop(heard.send(Message::Heard(Box::new(said))));
     let (poller, orders) = Poller::new(addrs, owner.instance().clone(), token.as_ref(), config.node_timeout, tell)?;
-    start_poller(poller, ended.clone())?;
+    start_poller(poller.in_term(claim.term()), ended.clone())?;
     let (bell, followers) = followers::room();
     start_owner(owner, messages, orders, bell.clone(), ended.clone())?;
 
     let (listener, socket) = gate::listen_privately(state_dir.path())?;
     let server = Arc::new(tiny_http::Server::from_listener(listener, None).map_err(Fatal::Http)?);
     let access = Access::new(token, config.hosts.iter().cloned());
-    let shared = Arc::new(Shared { access, owner: to_owner.clone(), logs: logs.clone(), streams: Streams::start()? });
+    let watch = if shared { start_watch(claim, ended.clone())? } else { Watch::none() };
+    let shared = Arc::new(Shared { access, watch, owner: to_owner.clone(), logs: logs.clone(), streams: Streams::start()? });
     for number in 0..WORKERS {
-        let api = Api::new(Arc::clone(&shared), Reader::open(state_dir.path())?);
+        let api = Api::new(Arc::clone(&shared), Reader::open(&database)?);
         start_worker(number, api, Arc::clone(&server), ended.clone())?;
     }
     let tell = move |news| bell.client(news);
     let gate = gate::start(config.listen, socket, Limits::default(), kept_files(config.nodes.len()), tell)?;
-    followers.open(Reader::open(state_dir.path())?, logs.beside("looks")?, gate.voice())?;
+    followers.open(Reader::open(&database)?, logs.beside("looks")?, gate.voice())?;
     log::info!("listening on http://{}", gate.local_addr());
 
-    start_signals(signals, ended)?;
     match end.recv() {
         Ok(End::Signal(signal)) => {
             log::info!("stopping after signal {signal}");
@@ -162,20 +178,69 @@ fn serve(config: &Config) -> Result<(), Fatal> {
             stop_owner(&to_owner, &end)
         }
         Ok(End::Owner(result)) => Ok(result?),
+        Ok(End::Claim(error)) => Err(error.into()),
         Ok(End::Poller(error)) => Err(error.into()),
         Ok(End::Http(error)) => Err(Fatal::Http(error.into())),
         Err(_) => Ok(()),
     }
 }
 
+/// Takes the state dir, or waits until it can be had; `None`: a signal came first.
+fn take_state_dir(config: &Config, end: &Receiver<End>) -> Result<Option<StateDir>, Fatal> {
+    if !config.wait {
+        return Ok(Some(StateDir::take(&config.state_dir)?));
+    }
+    let mut said = String::new();
+    loop {
+        let why = match StateDir::take_made(&config.state_dir) {
+            Ok(state_dir) => return Ok(Some(state_dir)),
+            Err(StateDirError::Taken { by, .. }) => by.unwrap_or_else(|| "another berth-master".to_owned()) + " has it",
+            // What was never there is the operator's mistake; a share that goes away may come back.
+            Err(error) if said.is_empty() => return Err(error.into()),
+            Err(error) => error.to_string(),
+        };
+        if why != said {
+            log::info!("waiting for the state dir {}: {why}", config.state_dir.display());
+            said = why;
+        }
+        match end.recv_timeout(ASK_AGAIN) {
+            Ok(End::Signal(signal)) => {
+                log::info!("stopping after signal {signal}");
+                return Ok(None);
+            }
+            Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+    }
+}
+
+/// For whoever finds the state dir taken.
+fn who_we_are(config: &Config) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("the master at {}, process {} on {}", config.listen, std::process::id(), host.trim())
+}
+
+fn open_database(state_dir: &StateDir, claim: &Claim, shared: bool) -> Result<(Store, PathBuf), StoreError> {
+    let dir = state_dir.path();
+    let path = database::of_life(dir, claim.number(), shared)?;
+    match Store::open(&path, claim.clone()) {
+        Ok(store) => {
+            database::settle(dir, &path);
+            Ok((store, path))
+        }
+        Err(error) => {
+            database::discard(dir, &path, claim.number());
+            Err(error)
+        }
+    }
+}
+
 /// How many files all but the gate may ever have open at once. Too low a number would leave tiny_http without one.
 fn kept_files(nodes: usize) -> usize {
-    // Standard streams, the state dir's lock, the signals' pair; the poller's epoll, its copy and its waker.
-    let fixed = 3 + 1 + 2 + 3;
-    // The database and its log for the owner, each worker and the followers' room, one shared index, one that SQLite
-    // opens in passing.
-    let database = 2 * (WORKERS + 2) + 2;
-    fixed + database + 2 * output::READERS + poller::CONNECTIONS_PER_NODE * nodes
+    // Standard streams, the state dir's lock, the signals' pair; the poller's epoll, its copy and its waker; the claim.
+    let fixed = 3 + 1 + 2 + 3 + 1;
+    // The database and its log for the owner and each worker, one shared index, one that SQLite opens in passing.
+    let database = 2 * (WORKERS + 1) + 2;
+    fixed + database + output::READERS + poller::CONNECTIONS_PER_NODE * nodes
 }
 
 /// Its last turn is committed when this returns.
@@ -205,6 +270,10 @@ fn start_owner(
         let _ = ended.send(End::Owner(result));
     };
     thread("jobs").spawn(run).map(drop)
+}
+
+fn start_watch(claim: Claim, ended: Sender<End>) -> io::Result<Watch> {
+    Watch::start(claim, thread("watch"), move |lost| drop(ended.send(End::Claim(lost))))
 }
 
 fn start_poller<F>(poller: Poller<F>, ended: Sender<End>) -> io::Result<()>

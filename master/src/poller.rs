@@ -16,9 +16,10 @@ use serde::de::DeserializeOwned;
 use wire::access::Token as Secret;
 use wire::fault::Point;
 use wire::http::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId, Limits};
-use wire::node::{Answer, Created, Events, NodeResource, Refusal};
+use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
 use wire::task::TaskRequest;
-use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, Stamp, TaskId};
+use wire::term::{self, Speaker};
+use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, Stamp, TaskId, Term};
 
 use crate::fault;
 
@@ -118,10 +119,21 @@ pub enum Said {
     },
 }
 
-/// Why the poller could not start.
+/// Why the poller could not start, or ended.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start the poller: {0}")]
-pub struct PollerError(#[from] io::Error);
+pub enum PollerError {
+    /// The kernel said no.
+    #[error("cannot run the poller: {0}")]
+    Kernel(#[from] io::Error),
+    /// A node has heard a later term of this master.
+    #[error("this master's place is taken, and it stops: node {node} says: {said}")]
+    Superseded {
+        /// Which node.
+        node: NodeId,
+        /// In its words.
+        said: String,
+    },
+}
 
 /// Where orders are handed in.
 pub struct Orders {
@@ -159,6 +171,8 @@ pub struct Poller<F> {
     addrs: BTreeMap<NodeId, SocketAddr>,
     /// Who we are: what a poll acknowledges, it acknowledges for this master only.
     master: InstanceId,
+    /// Which of our lives this is; said with every call.
+    speaker: Option<Speaker>,
     bearer: Option<String>,
     /// How long a node may take to answer, its wait included.
     time_out: Duration,
@@ -168,6 +182,7 @@ pub struct Poller<F> {
     asked: HashMap<ExchangeId, (NodeId, Asked)>,
     /// The polls among them.
     polls: HashMap<NodeId, ExchangeId>,
+    superseded: Option<PollerError>,
     tell: F,
 }
 
@@ -192,18 +207,26 @@ impl<F: FnMut(Heard)> Poller<F> {
             client,
             addrs,
             master,
+            speaker: None,
             bearer: token.map(Secret::bearer),
             time_out,
             later: BTreeMap::new(),
             next_number: 0,
             asked: HashMap::new(),
             polls: HashMap::new(),
+            superseded: None,
             tell,
         };
         Ok((poller, Orders { sender, waker }))
     }
 
-    /// Runs for as long as the process does; returns only if the kernel's poll fails.
+    /// Speaks in this term.
+    pub fn in_term(mut self, term: Term) -> Poller<F> {
+        self.speaker = Some(Speaker { master: self.master.clone(), term });
+        self
+    }
+
+    /// Runs for as long as the process does; returns only if the kernel's poll fails, or a later term has begun.
     pub fn run(mut self) -> Result<(), PollerError> {
         let mut events = MioEvents::with_capacity(1024);
         loop {
@@ -212,6 +235,9 @@ impl<F: FnMut(Heard)> Poller<F> {
             match self.poll.poll(&mut events, sleep) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
                 Ok(()) | Err(_) => self.turn(&events, Instant::now()),
+            }
+            if let Some(over) = self.superseded.take() {
+                return Err(over);
             }
         }
     }
@@ -293,6 +319,9 @@ impl<F: FnMut(Heard)> Poller<F> {
         if let Some(bearer) = &self.bearer {
             request = request.with_header("Authorization", bearer);
         }
+        if let Some(speaker) = &self.speaker {
+            request = request.with_header(term::HEADER, speaker.to_string());
+        }
         fault::moment(points_of(&asked).0);
         // A node that keeps a poll for half of the time-out has the other half to answer, and so have the shortest waits.
         let deadline = now + self.time_out.max(wait + self.time_out / 2);
@@ -309,6 +338,12 @@ impl<F: FnMut(Heard)> Poller<F> {
                 self.polls.remove(&node);
             }
             fault::moment(points_of(&asked).1);
+            let refusal = outcome.as_ref().ok().filter(|response| response.status == 409).and_then(refusal);
+            if let Some(refusal) = refusal.filter(|refusal| refusal.code == RefusalCode::Superseded) {
+                // Not told to the owner: whatever it made of it would be too late.
+                self.superseded = Some(PollerError::Superseded { node, said: refusal.message });
+                return;
+            }
             let said = said(asked, outcome.map_err(|error| error.to_string()));
             (self.tell)(Heard { node, said });
         }
@@ -483,6 +518,10 @@ mod tests {
 
     /// Answers one request on a connection with this body, and gives back what was asked.
     fn serve_one(listener: &TcpListener, body: &str) -> String {
+        serve_one_with("200 OK", listener, body)
+    }
+
+    fn serve_one_with(status: &str, listener: &TcpListener, body: &str) -> String {
         let (mut stream, _) = listener.accept().unwrap();
         let mut asked = Vec::new();
         let mut byte = [0];
@@ -490,7 +529,7 @@ mod tests {
             stream.read_exact(&mut byte).unwrap();
             asked.push(byte[0]);
         }
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(body.as_bytes()).unwrap();
         String::from_utf8(asked).unwrap()
@@ -565,5 +604,21 @@ mod tests {
         assert!(matches!(&said, Said::Events { answer: Err(why), .. } if why.contains("in time")), "{said:?}");
         let took = begun.elapsed();
         assert!(time_out <= took && took < time_out + wait, "{took:?}");
+    }
+
+    #[test]
+    fn one_whose_later_term_a_node_has_heard_says_so_and_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addrs = BTreeMap::from([(NodeId(3), listener.local_addr().unwrap())]);
+        let (poller, orders) =
+            Poller::new(addrs, InstanceId("m".into()), None, Duration::from_secs(5), |said| panic!("{said:?}"))
+                .unwrap();
+        let running = std::thread::spawn(move || poller.in_term(Term(7)).run());
+        orders.send(vec![Order::Ask { node: NodeId(3), delay: Duration::ZERO }]);
+        let body = r#"{"code":1,"error":{"code":"superseded","message":"term 7 is over"}}"#;
+        let asked = serve_one_with("409 Conflict", &listener, body);
+        assert!(asked.contains("Berth-Master: m 7\r\n"), "{asked}");
+        let said = running.join().unwrap().unwrap_err().to_string();
+        assert!(said.contains("node 3 says: term 7 is over"), "{said}");
     }
 }

@@ -1,5 +1,8 @@
 //! The database: its schema, the owner's writes, everybody's reads.
 //!
+//! It is opened by SQLite's `unix-excl` VFS: the file is locked for this process, and the index of the log is in its memory
+//! and not in a mapped file, so that all of it works on a share as well (sqlite.org/vfs.html, sqlite.org/wal.html).
+//!
 //! [`Store`] is the one connection that writes; the owner of the jobs has it and nobody else. A [`Reader`]
 //! only reads, from any thread, and never waits for the writer (WAL). Nothing here decides anything: a job
 //! is written as it is given. A durable commit has reached the disk when it returns (synchronous=FULL).
@@ -15,11 +18,14 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Stateme
 use wire::fault::{Errno, Point};
 use wire::{Attempt, EventNumber, InstanceId, JobId, JobSpec, NodeId, Resource, State, TaskId};
 
+use crate::claim::{Claim, ClaimError};
 use crate::fault;
 use crate::job::{Job, Lease, Placed};
 
 /// The database file's name in the state dir.
-const FILE: &str = "master.db";
+pub const FILE: &str = "master.db";
+/// How SQLite locks and maps it.
+const VFS: &std::ffi::CStr = c"unix-excl";
 /// The schema this version reads and writes (`PRAGMA user_version`).
 const SCHEMA_VERSION: i64 = 2;
 /// How a database file begins (sqlite.org/fileformat2.html).
@@ -119,6 +125,9 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// Another life of this state dir has begun, or nobody can tell.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The file was written by another version.
     #[error(
         "cannot use the database: its schema is version {found}, this berth-master knows {SCHEMA_VERSION}; \
@@ -139,7 +148,10 @@ impl StoreError {
                 cause.sqlite_error_code(),
                 Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
             ),
-            StoreError::OtherVersion { .. } | StoreError::Damaged { .. } | StoreError::Make { .. } => true,
+            StoreError::OtherVersion { .. }
+            | StoreError::Damaged { .. }
+            | StoreError::Make { .. }
+            | StoreError::Claim(_) => true,
         }
     }
 }
@@ -208,19 +220,25 @@ pub struct KeptNode {
 /// The connection that writes.
 pub struct Store {
     db: Connection,
+    /// What is written is told only as long as it holds.
+    claim: Option<Claim>,
 }
 
 impl Store {
-    /// Opens the database in `dir`, or makes it. One that is damaged is refused, never taken for an empty one: since it is
+    /// Opens the database, or makes it. One that is damaged is refused, never taken for an empty one: since it is
     /// made under another name, a file of its name was whole once.
-    pub fn open(dir: &Path) -> Result<Store, StoreError> {
-        let path = dir.join(FILE);
+    pub fn open(path: &Path, claim: Claim) -> Result<Store, StoreError> {
+        Store::open_unclaimed(path).map(|store| Store { claim: Some(claim), ..store })
+    }
+
+    fn open_unclaimed(path: &Path) -> Result<Store, StoreError> {
+        let path = path.to_owned();
         if !path.exists() {
-            make_new(dir)?;
+            make_new(&path)?;
         }
         check_head(&path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = Connection::open_with_flags(&path, flags).map(|db| Store { db });
+        let opened = Connection::open_with_flags_and_vfs(&path, flags, VFS).map(|db| Store { db, claim: None });
         let checked = doing("open a file", opened).and_then(|store| {
             // What is refused is left as it is: the log beside it may be all that is whole.
             let leave_the_log = |yes| store.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, yes).map(drop);
@@ -264,11 +282,22 @@ impl Store {
         Ok(JobId(from_i64(doing("read the last job's number", last.optional())?.unwrap_or(0)) + 1))
     }
 
-    /// Writes all of a turn, or nothing.
+    /// Writes all of a turn, or nothing. What comes back without an error may be told: nobody has claimed the state dir
+    /// between the commit and that.
     pub fn write(&self, changes: &Changes<'_>) -> Result<(), StoreError> {
         if changes.is_empty() {
             return Ok(());
         }
+        self.check_claim()?;
+        self.write_turn(changes)?;
+        self.check_claim()
+    }
+
+    fn check_claim(&self) -> Result<(), StoreError> {
+        Ok(self.claim.as_ref().map_or(Ok(()), Claim::check)?)
+    }
+
+    fn write_turn(&self, changes: &Changes<'_>) -> Result<(), StoreError> {
         // Without FULL the log is written but not synced at a commit; a later synced commit takes it along.
         let level =
             if changes.durable { "PRAGMA synchronous = FULL; BEGIN" } else { "PRAGMA synchronous = NORMAL; BEGIN" };
@@ -387,6 +416,11 @@ impl Store {
 
 #[cfg(test)]
 impl Store {
+    /// The one in that folder, whoever else may have it.
+    pub fn open_in(dir: &Path) -> Result<Store, StoreError> {
+        Store::open_unclaimed(&dir.join(FILE))
+    }
+
     /// From now on every write fails, or works again.
     pub fn forbid_writes(&self, forbidden: bool) {
         self.db.pragma_update(None, "query_only", forbidden).unwrap();
@@ -424,10 +458,11 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens the database that a [`Store`] has made in `dir`.
-    pub fn open(dir: &Path) -> Result<Reader, StoreError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = doing("open a file to read", Connection::open_with_flags(dir.join(FILE), flags))?;
+    /// Opens the database that a [`Store`] has made.
+    pub fn open(path: &Path) -> Result<Reader, StoreError> {
+        // A read-only file would be locked to read by this process, which would give up its lock to write (fcntl(2)).
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = doing("open a file to read", Connection::open_with_flags_and_vfs(path, flags, VFS))?;
         doing("set up", tune(&db, "PRAGMA query_only = 1; PRAGMA cache_size = -256;"))?;
         Ok(Reader { db })
     }
@@ -522,22 +557,24 @@ fn check_head(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Makes an empty database, and only then gives it its name.
-fn make_new(dir: &Path) -> Result<(), StoreError> {
-    let (path, fresh) = (dir.join(FILE), dir.join(format!("{FILE}.new")));
-    if dir.join(format!("{FILE}-wal")).exists() {
-        return Err(StoreError::Damaged { path, what: "it is missing, and its log is there".to_owned() });
+fn make_new(path: &Path) -> Result<(), StoreError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = dir.join(format!("{name}.new"));
+    if dir.join(format!("{name}-wal")).exists() {
+        return Err(StoreError::Damaged { path: path.into(), what: "it is missing, and its log is there".to_owned() });
     }
-    let made = |result: io::Result<()>| result.map_err(|cause| StoreError::Make { path: path.clone(), cause });
-    for left in [fresh.clone(), dir.join(format!("{FILE}.new-journal"))] {
+    let made = |result: io::Result<()>| result.map_err(|cause| StoreError::Make { path: path.into(), cause });
+    for left in [fresh.clone(), dir.join(format!("{name}.new-journal"))] {
         made(std::fs::remove_file(left).or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
         }))?;
     }
-    let db = doing("make a file", Connection::open(&fresh))?;
+    let db = doing("make a file", Connection::open_with_flags_and_vfs(&fresh, OpenFlags::default(), VFS))?;
     doing("make the tables", db.execute_batch(&first_schema()))?;
     doing("close the new file", db.close().map_err(|(_, cause)| cause))?;
-    made(std::fs::rename(&fresh, &path).and_then(|()| std::fs::File::open(dir)?.sync_all()))?;
+    made(std::fs::rename(&fresh, path).and_then(|()| std::fs::File::open(dir)?.sync_all()))?;
     log::info!("made a new database in {}", dir.display());
     Ok(())
 }
@@ -655,8 +692,8 @@ mod tests {
 
     fn opened() -> (Scratch, Store, Reader) {
         let dir = Scratch::new();
-        let store = Store::open(dir.path()).unwrap();
-        let reader = Reader::open(dir.path()).unwrap();
+        let store = Store::open_in(dir.path()).unwrap();
+        let reader = Reader::open(&dir.path().join(FILE)).unwrap();
         (dir, store, reader)
     }
 
@@ -709,7 +746,7 @@ mod tests {
         let (dir, store, _reader) = opened();
         let first = add(&store, "a").id;
         drop(store);
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open_in(dir.path()).unwrap();
         let second = add(&store, "b").id;
         assert_eq!((first, second), (JobId(1), JobId(2)));
         store.db.execute("DELETE FROM jobs", []).unwrap();
@@ -728,7 +765,7 @@ mod tests {
         assert_eq!(add(&store, "b").id, JobId(51));
         skip(&store, 60);
         drop(store);
-        assert_eq!(Store::open(dir.path()).unwrap().next_id().unwrap(), JobId(60));
+        assert_eq!(Store::open_in(dir.path()).unwrap().next_id().unwrap(), JobId(60));
     }
 
     #[test]
@@ -738,7 +775,7 @@ mod tests {
         assert_eq!(name.0.len(), 32);
         assert!(name.0.bytes().all(|b| b.is_ascii_hexdigit()));
         drop(store);
-        assert_eq!(Store::open(dir.path()).unwrap().instance().unwrap(), name);
+        assert_eq!(Store::open_in(dir.path()).unwrap().instance().unwrap(), name);
     }
 
     #[test]
@@ -746,11 +783,11 @@ mod tests {
         let (dir, store, _reader) = opened();
         store.db.execute_batch("PRAGMA user_version = 99").unwrap();
         drop(store);
-        assert!(matches!(Store::open(dir.path()), Err(StoreError::OtherVersion { found: 99 })));
+        assert!(matches!(Store::open_in(dir.path()), Err(StoreError::OtherVersion { found: 99 })));
     }
 
     fn refusal(dir: &Scratch) -> String {
-        Store::open(dir.path()).err().map(|error| error.to_string()).unwrap_or_default()
+        Store::open_in(dir.path()).err().map(|error| error.to_string()).unwrap_or_default()
     }
 
     #[test]
@@ -777,7 +814,7 @@ mod tests {
         assert!(refusal(&dir).contains("it is missing"), "{}", refusal(&dir));
         std::fs::remove_file(dir.path().join(format!("{FILE}-wal"))).unwrap();
         std::fs::write(dir.path().join(format!("{FILE}.new")), "half made").unwrap();
-        assert_eq!(Store::open(dir.path()).unwrap().next_id().unwrap(), JobId(1));
+        assert_eq!(Store::open_in(dir.path()).unwrap().next_id().unwrap(), JobId(1));
     }
 
     #[test]
@@ -892,5 +929,19 @@ mod tests {
             assert!(plan.starts_with("SEARCH") && plan.contains(index), "{plan}");
             assert!(!plan.contains("TEMP B-TREE"), "{plan}");
         }
+    }
+
+    #[test]
+    fn one_whose_place_is_taken_writes_nothing_more_and_what_it_wrote_meanwhile_is_not_told() {
+        let dir = Scratch::new();
+        let stake = || Claim::stake(dir.path(), "a test", std::time::SystemTime::now()).unwrap();
+        let store = Store::open(&dir.path().join(FILE), stake()).unwrap();
+        let first = add(&store, "a");
+        stake();
+        let late = job(&store, "b");
+        let added = vec![KeptRef { job: &late, kill_asked: false }];
+        let error = store.write(&Changes { added, durable: true, ..Changes::default() }).unwrap_err();
+        assert!(error.is_fatal() && matches!(error, StoreError::Claim(ClaimError::Superseded { .. })), "{error}");
+        assert_eq!(store.active().unwrap().iter().map(|kept| kept.job.id).collect::<Vec<_>>(), [first.id]);
     }
 }

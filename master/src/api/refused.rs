@@ -44,6 +44,13 @@ impl Refused {
         Refusal::new(RefusalCode::Internal, message).into()
     }
 
+    /// Whether this is the master still cannot be told.
+    pub(super) fn cut_off() -> Refused {
+        let message = "the share with this master's state dir does not answer, and another master may have taken its \
+                       place; ask again, or ask the other one";
+        Refusal::new(RefusalCode::Busy, message).into()
+    }
+
     /// The refusal as its receiver wants it.
     pub(super) fn answer(self, wants: Wants) -> Response {
         let response = match wants {

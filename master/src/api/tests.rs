@@ -51,7 +51,7 @@ impl Desk {
         let job = Job::submitted(JobId(1), crate::job::tests::spec(), Timestamp::now());
         let job = Job { status: State::Running, placed, attempt: Attempt(1), ..job };
         let added = vec![KeptRef { job: &job, kill_asked: false }];
-        Store::open(dir.path()).unwrap().write(&Changes { added, ..Changes::default() }).unwrap();
+        Store::open_in(dir.path()).unwrap().write(&Changes { added, ..Changes::default() }).unwrap();
         let task = dir.path().join("nodes/0/task7");
         std::fs::create_dir_all(&task).unwrap();
         std::fs::File::create(task.join("task_stdout")).unwrap().set_len(bytes).unwrap();
@@ -59,8 +59,8 @@ impl Desk {
     }
 
     fn over(dir: Scratch, token: Option<Token>) -> Desk {
-        let store = Store::open(dir.path()).unwrap();
-        let reader = Reader::open(dir.path()).unwrap();
+        let store = Store::open_in(dir.path()).unwrap();
+        let reader = Reader::open(&dir.path().join(store::FILE)).unwrap();
         let nodes = Nodes {
             addrs: vec![(NodeId(0), "127.0.0.1:5000".into())],
             time_out: Duration::from_secs(10),
@@ -72,7 +72,8 @@ impl Desk {
         std::thread::spawn(move || jobs::run(owner, &messages, drop, drop));
         let logs = Logs::start(Some(dir.path().to_owned()), BTreeMap::new(), None).unwrap();
         let streams = Streams::start().unwrap();
-        let shared = Shared { access: Access::new(token, []), owner: to_owner, logs, streams };
+        let watch = Watch::none();
+        let shared = Shared { access: Access::new(token, []), watch, owner: to_owner, logs, streams };
         Desk { api: Api::new(Arc::new(shared), reader), dir }
     }
 

@@ -42,7 +42,7 @@ impl Master {
 
     fn start_gathering(&mut self) -> Vec<Order> {
         self.owner = None;
-        let store = Store::open(self.dir.path()).unwrap();
+        let store = Store::open_in(self.dir.path()).unwrap();
         let mut owner = Owner::new(store, self.nodes.clone(), self.now).unwrap();
         let orders = owner.first_orders();
         self.owner = Some(owner);
