@@ -76,6 +76,26 @@ impl Daemon {
         }
     }
 
+    /// Starts `name` as one that waits for another's end: it says so on stderr, and answers nobody yet.
+    pub fn start_waiting(name: &str, args: Vec<String>, log: PathBuf) -> Daemon {
+        let (binary, addr, environment) = (binary(name), free_addr(), Vec::new());
+        let mut daemon =
+            Daemon { binary, args, before_exec: None, host: None, addr, log, child: None, fault: None, environment };
+        daemon.restart_waiting();
+        daemon
+    }
+
+    /// The same again, after it was stopped or killed.
+    pub fn restart_waiting(&mut self) {
+        assert!(self.child.is_none(), "{} still runs", self.binary.display());
+        let before = self.log().len();
+        self.child = Some(self.spawn());
+        until(format!("{} to wait", self.binary.display()), || {
+            let said = self.log().split_off(before);
+            if said.contains("waiting for") { Ok(()) } else { Err(said) }
+        });
+    }
+
     /// Sets a variable of its environment, from its next life on.
     pub fn set_variable(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -104,11 +124,15 @@ impl Daemon {
         }
     }
 
-    fn launch(&mut self) -> Result<(), ExitStatus> {
+    fn spawn(&self) -> Child {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.unwrap_or_else(|error| panic!("cannot open {}: {error}", self.log.display()));
         let child = self.command().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
-        let mut child = child.unwrap_or_else(|error| panic!("cannot start {}: {error}", self.binary.display()));
+        child.unwrap_or_else(|error| panic!("cannot start {}: {error}", self.binary.display()))
+    }
+
+    fn launch(&mut self) -> Result<(), ExitStatus> {
+        let mut child = self.spawn();
         let up = until(format!("{} to answer at {}", self.binary.display(), self.addr), || {
             if let Ok(Some(status)) = child.try_wait() {
                 return Ok(Err(status));
@@ -149,6 +173,22 @@ impl Daemon {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or_else(|| panic!("{} does not run", self.binary.display()), Child::id)
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub fn wait_for_its_end(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap_or_else(|| panic!("{} does not run", self.binary.display()));
+        until(format!("{} to end by itself", self.binary.display()), || {
+            child.try_wait().ok().flatten().ok_or("it runs")
+        })
+    }
+
+    /// SIGSTOP, or SIGCONT after it.
+    pub fn freeze(&self, frozen: bool) {
+        if let Some(child) = &self.child {
+            signal(child, if frozen { Signal::STOP } else { Signal::CONT });
+        }
     }
 
     /// Asks it to stop (SIGTERM), and waits until it has; a clean stop exits with 0.

@@ -43,6 +43,20 @@ pub struct Master {
 impl Master {
     /// Starts a master that knows these nodes.
     pub fn start(sandbox: &Sandbox, nodes: &[Node], plan: &MasterPlan) -> Master {
+        let args = Master::args(sandbox, nodes, plan);
+        let log = sandbox.dir().join("master.log");
+        let daemon = Daemon::start(MASTER, args, log, plan.before_exec.clone(), plan.host.clone());
+        Master { token: plan.token.clone(), daemon }
+    }
+
+    /// Starts one with the same state dir, and with `--wait`, that waits for the other's end.
+    pub fn start_waiting(sandbox: &Sandbox, nodes: &[Node], plan: &MasterPlan) -> Master {
+        let args = Master::args(sandbox, nodes, plan);
+        let daemon = Daemon::start_waiting(MASTER, args, sandbox.dir().join("standby.log"));
+        Master { token: plan.token.clone(), daemon }
+    }
+
+    fn args(sandbox: &Sandbox, nodes: &[Node], plan: &MasterPlan) -> Vec<String> {
         let state_dir = plan.state_dir.clone().unwrap_or_else(|| sandbox.folder("master"));
         let share = plan.share.clone().unwrap_or_else(|| sandbox.folder("share"));
         let mut args = words(&["--state-dir", path(&state_dir), "--share", path(&share)]);
@@ -51,9 +65,18 @@ impl Master {
         }
         args.extend(token_flag(sandbox, plan.token.as_deref()));
         args.extend(plan.flags.iter().cloned());
-        let log = sandbox.dir().join("master.log");
-        let daemon = Daemon::start(MASTER, args, log, plan.before_exec.clone(), plan.host.clone());
-        Master { token: plan.token.clone(), daemon }
+        args
+    }
+
+    /// Whether it answers now.
+    pub fn is_there(&self) -> bool {
+        Request::get("/").try_send(self.addr()).is_ok()
+    }
+
+    /// Waits until it answers: one that waited has taken over.
+    #[track_caller]
+    pub fn wait_until_there(&self) {
+        until("the master to answer", || if self.is_there() { Ok(()) } else { Err(self.log()) });
     }
 
     /// Where it listens.

@@ -17,6 +17,7 @@ use crate::http::{Request, Response};
 use crate::job::{Job, is_final};
 use crate::leaks::{Process as Running, end};
 use crate::ledger::{self, Kind, Ledger, Verdict};
+use crate::master::{Master, MasterPlan};
 use crate::node::NodePlan;
 use crate::wait::{eventually, pause};
 
@@ -78,6 +79,8 @@ impl fmt::Display for Tally {
 #[derive(Debug)]
 pub struct Storm {
     cluster: Cluster,
+    /// A second master, which waits.
+    standby: Option<Master>,
     ledger: Ledger,
     share: PathBuf,
     faults: u64,
@@ -96,13 +99,31 @@ impl Storm {
         Storm::start_with(1, &["--node-timeout", "1s", "--lease", "5s"])
     }
 
+    /// The same as [`Storm::start`] with a second master that waits for the end of the first.
+    pub fn start_with_standby(nodes: usize) -> Storm {
+        let mut storm = Storm::start_with(nodes, &["--wait"]);
+        let plan = MasterPlan { flags: vec!["--wait".to_owned()], ..MasterPlan::default() };
+        storm.standby = Some(Master::start_waiting(storm.cluster.sandbox(), &storm.cluster.nodes, &plan));
+        storm
+    }
+
     fn start_with(nodes: usize, flags: &[&str]) -> Storm {
         let node = NodePlan { flags: vec!["--grace".into(), "300ms".into()], ..NodePlan::default() };
         let mut plan = Plan::of_nodes(vec![node; nodes]);
         plan.master.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let cluster = Cluster::start(&plan);
         let share = cluster.sandbox().folder("share");
-        Storm { cluster, ledger: Ledger::default(), share, faults: 0, orphaned: BTreeSet::new() }
+        Storm { cluster, standby: None, ledger: Ledger::default(), share, faults: 0, orphaned: BTreeSet::new() }
+    }
+
+    /// SIGKILL to the master: the standby takes over, and the killed one comes back as its standby.
+    #[track_caller]
+    pub fn change_masters(&mut self) {
+        self.strike(Who::Master);
+        let Some(standby) = &mut self.standby else { panic!("there is no standby") };
+        std::mem::swap(&mut self.cluster.master, standby);
+        self.cluster.master.wait_until_there();
+        standby.daemon().restart_waiting();
     }
 
     /// The cluster.
@@ -323,11 +344,13 @@ impl Storm {
 
     fn pids(&mut self) -> Vec<u32> {
         let nodes = self.cluster.nodes.iter_mut().map(|node| node.daemon().pid());
-        std::iter::once(self.cluster.master.daemon().pid()).chain(nodes).collect()
+        let masters = std::iter::once(&mut self.cluster.master).chain(&mut self.standby);
+        masters.map(|master| master.daemon().pid()).chain(nodes).collect()
     }
 
     /// Stops everything, and checks that nothing at all is left.
     pub fn finish(mut self) {
+        self.standby.iter_mut().for_each(|standby| standby.daemon().stop());
         self.cluster.finish();
     }
 }
