@@ -836,12 +836,12 @@ mod tests {
         .unwrap();
         drop(db);
         for _ in 0..2 {
-            let store = Store::open(dir.path()).unwrap();
+            let store = Store::open_in(dir.path()).unwrap();
             let job = store.job(JobId(1)).unwrap().unwrap().job;
             assert_eq!((job.spec.name.as_str(), job.spec.on_node_loss), ("old", OnNodeLoss::Wait));
             assert_eq!((job.lease, job.lost_attempts), (None, 0));
         }
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open_in(dir.path()).unwrap();
         assert_eq!(add(&store, "new").id, JobId(2));
     }
 
