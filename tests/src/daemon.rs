@@ -55,7 +55,9 @@ impl Daemon {
         before_exec: Option<String>,
         host: Option<Host>,
     ) -> Daemon {
-        let (binary, addr) = (binary(name), host.as_ref().map_or_else(free_addr, Host::addr));
+        let may_wait = args.iter().any(|arg| arg == "--wait");
+        let any_addr = if may_wait { own_addr } else { free_addr };
+        let (binary, addr) = (binary(name), host.as_ref().map_or_else(any_addr, Host::addr));
         let environment = Vec::new();
         let mut daemon = Daemon { binary, args, before_exec, host, addr, log, child: None, fault: None, environment };
         for _ in 1..PORTS_TO_TRY {
@@ -78,7 +80,7 @@ impl Daemon {
 
     /// Starts `name` as one that waits for another's end: it says so on stderr, and answers nobody yet.
     pub fn start_waiting(name: &str, args: Vec<String>, log: PathBuf) -> Daemon {
-        let (binary, addr, environment) = (binary(name), free_addr(), Vec::new());
+        let (binary, addr, environment) = (binary(name), own_addr(), Vec::new());
         let mut daemon =
             Daemon { binary, args, before_exec: None, host: None, addr, log, child: None, fault: None, environment };
         daemon.restart_waiting();
@@ -278,6 +280,12 @@ fn signal(child: &Child, signal: Signal) {
         // ESRCH: it ended by itself, which the wait after this tells.
         let _ = kill_process(pid, signal);
     }
+}
+
+/// An address that no other test's daemon takes while ours waits and does not listen on it.
+fn own_addr() -> SocketAddr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, 77, high, low), free_addr().port()))
 }
 
 /// An address nobody listens on. Below the ephemeral ports, so that no client's own port can take it.

@@ -109,9 +109,14 @@ fn a_master_that_was_stopped_keeps_its_place_until_it_is_killed() {
     });
 }
 
-/// As on a share whose lock was lost: the file that is locked is another one.
+/// As on a share whose lock was lost: what is locked is another file, and so is the database, which SQLite locks as well.
 fn lose_the_lock(cluster: &Cluster) {
-    fs::remove_file(state_dir(cluster).join("lock")).unwrap_or_else(|error| panic!("cannot remove the lock: {error}"));
+    let dir = state_dir(cluster);
+    for name in ["lock", "master.db", "master.db-wal"] {
+        let (file, copy) = (dir.join(name), dir.join(format!("{name}.copy")));
+        let replaced = fs::copy(&file, &copy).and_then(|_| fs::rename(&copy, &file));
+        replaced.unwrap_or_else(|error| panic!("cannot replace {}: {error}", file.display()));
+    }
 }
 
 #[test]
