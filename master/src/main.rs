@@ -161,7 +161,8 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     let server = Arc::new(tiny_http::Server::from_listener(listener, None).map_err(Fatal::Http)?);
     let access = Access::new(token, config.hosts.iter().cloned());
     let watch = if shared { start_watch(claim, ended.clone())? } else { Watch::none() };
-    let shared = Arc::new(Shared { access, watch, owner: to_owner.clone(), logs: logs.clone(), streams: Streams::start()? });
+    let shared =
+        Arc::new(Shared { access, watch, owner: to_owner.clone(), logs: logs.clone(), streams: Streams::start()? });
     for number in 0..WORKERS {
         let api = Api::new(Arc::clone(&shared), Reader::open(&database)?);
         start_worker(number, api, Arc::clone(&server), ended.clone())?;

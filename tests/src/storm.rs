@@ -447,6 +447,10 @@ fn any_kind(dice: &mut Dice) -> Kind {
 }
 
 fn kill_and_start_again(storm: &mut Storm, who: Who, dice: &mut Dice) {
+    // Who comes back finds the standby in its place.
+    if who == Who::Master && storm.standby.is_some() {
+        return storm.change_masters();
+    }
     if !storm.is_up(who) {
         storm.bury(who);
     } else {
