@@ -13,6 +13,7 @@ use wire::job::MIN_MEM_MIB;
 use wire::{CpuAmount, CpuRequest, CpuSet, ImageId, JobSpec, NodeId, OnNodeLoss, Resource};
 
 use crate::launch::Network;
+use crate::log_root::{self, NoShare};
 use crate::lxc_config::UnionDriver;
 use crate::machine;
 use crate::unions::UnionChoice;
@@ -37,7 +38,9 @@ options
   --listen ADDR:PORT    where to listen                      [127.0.0.1:5000]
   --node-id N           this node's number                   [0]
   --state-dir DIR       images, containers, journal          [/var/lib/berth]
-  --share DIR           where logs go                        [/mnt/share if mounted, else STATE_DIR/share]
+  --share DIR           where logs go      [/mnt/share if mounted or in /etc/fstab, else STATE_DIR/share]
+  --no-share wait|local while nothing is mounted there or it cannot be written, tasks wait, or keep their
+                        logs in STATE_DIR/share   [wait, if it is /mnt/share or in /etc/fstab; else never asked]
   --cpu N               CPUs to give out                     [those we may use]
   --mem MIB             memory to give out                   [nine tenths of what we may use]
   --package-root DIR    where packages may come from, again for more
@@ -158,6 +161,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Where logs go.
     pub share: PathBuf,
+    /// What becomes of tasks while that is not to be had; `None`: it is a folder like any other.
+    pub no_share: Option<NoShare>,
     /// CPU to give out.
     pub cpu: CpuAmount,
     /// The CPUs a job may pin to.
@@ -186,6 +191,7 @@ struct NodeOptions {
     node_id: Option<u32>,
     state_dir: Option<PathBuf>,
     share: Option<PathBuf>,
+    no_share: Option<String>,
     cpu: Option<CpuAmount>,
     mem: Option<u64>,
     #[serde(default)]
@@ -352,6 +358,7 @@ impl NodeOptions {
             "node-id" => self.node_id = Some(number("node-id", parser)?),
             "state-dir" => self.state_dir = Some(path(parser)?),
             "share" => self.share = Some(path(parser)?),
+            "no-share" => self.no_share = Some(text("no-share", parser)?),
             "cpu" => self.cpu = Some(cpu_amount(&text("cpu", parser)?)?),
             "mem" => self.mem = Some(number("mem", parser)?),
             "package-root" => self.package_root.push(path(parser)?),
@@ -372,6 +379,7 @@ impl NodeOptions {
             node_id: self.node_id.or(other.node_id),
             state_dir: self.state_dir.or(other.state_dir),
             share: self.share.or(other.share),
+            no_share: self.no_share.or(other.no_share),
             cpu: self.cpu.or(other.cpu),
             mem: self.mem.or(other.mem),
             package_root: if self.package_root.is_empty() { other.package_root } else { self.package_root },
@@ -391,6 +399,7 @@ impl NodeOptions {
             listen: listen(self.listen.as_deref().unwrap_or("127.0.0.1:5000"))?,
             id: NodeId(self.node_id.unwrap_or(0)),
             package_roots: package_roots(self.package_root, &share, &state_dir)?,
+            no_share: self.no_share.map_or_else(|| Ok(default_no_share(&share)), |text| no_share(&text).map(Some))?,
             cpu: self.cpu.map_or(Ok(CpuAmount::whole(cpus.count())), some_cpu)?,
             cpus,
             mem_mib: memory(self.mem)?,
@@ -516,14 +525,25 @@ fn package_roots(given: Vec<PathBuf>, share: &Path, state_dir: &Path) -> Result<
     given.into_iter().map(|root| absolute("package-root", root)).collect()
 }
 
+/// Where a cluster has its share mounted.
+const USUAL_SHARE: &str = "/mnt/share";
+
 fn default_share(state_dir: &Path) -> PathBuf {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    if is_mounted(&mounts, "/mnt/share") { "/mnt/share".into() } else { state_dir.join("share") }
+    let usual = Path::new(USUAL_SHARE);
+    if log_root::is_mounted(usual) || log_root::is_in_fstab(usual) { usual.to_owned() } else { state_dir.join("share") }
 }
 
-/// Whether `path` is a mount point (proc_pid_mountinfo(5), field 5).
-fn is_mounted(mountinfo: &str, path: &str) -> bool {
-    mountinfo.lines().any(|line| line.split(' ').nth(4) == Some(path))
+fn no_share(text: &str) -> Result<NoShare, ConfigError> {
+    match text {
+        "wait" => Ok(NoShare::Wait),
+        "local" => Ok(NoShare::Local),
+        other => Err(bad("no-share", format!("{other:?} is not one of wait, local"))),
+    }
+}
+
+/// A share that is meant to be a mount is never taken for the folder under it.
+fn default_no_share(share: &Path) -> Option<NoShare> {
+    (share == Path::new(USUAL_SHARE) || log_root::is_in_fstab(share)).then_some(NoShare::Wait)
 }
 
 #[cfg(test)]
@@ -651,9 +671,10 @@ mod tests {
     }
 
     #[test]
-    fn the_share_is_used_where_it_is_mounted() {
-        let mountinfo = "30 1 0:26 / / rw - ext4 /dev/vda rw\n31 30 0:27 / /mnt/share rw - fuse.glusterfs x rw\n";
-        assert!(is_mounted(mountinfo, "/mnt/share"));
-        assert!(!is_mounted(mountinfo, "/mnt"));
+    fn a_share_that_is_meant_to_be_a_mount_is_waited_for_and_a_folder_is_not() {
+        assert_eq!(served("--share /mnt/share").no_share, Some(NoShare::Wait));
+        assert_eq!(served("--share /var/lib/berth/share").no_share, None);
+        assert_eq!(served("--share /srv/x --no-share local").no_share, Some(NoShare::Local));
+        assert!(said("--no-share maybe").contains("--no-share"));
     }
 }

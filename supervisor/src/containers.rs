@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -140,6 +140,13 @@ impl Containers {
 
     fn current(&self) -> usize {
         self.layouts.len() - 1
+    }
+
+    /// Tasks launched from now on have their logs below this folder.
+    pub fn log_below(&mut self, root: &Path) {
+        if self.places.share != root {
+            root.clone_into(&mut self.places.share);
+        }
     }
 
     /// Whether there are descriptors for one more init.

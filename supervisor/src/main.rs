@@ -16,6 +16,7 @@ mod launch;
 mod leaks;
 mod lease;
 mod log_pages;
+mod log_root;
 mod lxc_config;
 mod machine;
 mod masters;

@@ -25,6 +25,7 @@ use crate::launch::{self, LaunchError, Launcher, Settings};
 use crate::leaks;
 use crate::lease::Leases;
 use crate::log_pages::LogPages;
+use crate::log_root::LogRoot;
 use crate::machine;
 use crate::node::{self, Node, Share};
 use crate::oom;
@@ -108,6 +109,7 @@ struct Supervisor {
     readers: Readers,
     sweeper: Sweeper,
     log_pages: LogPages,
+    log_root: LogRoot,
     _claim: Claim,
 }
 
@@ -177,6 +179,7 @@ impl Supervisor {
             readers: Readers::default(),
             sweeper: Sweeper::default(),
             log_pages: LogPages::default(),
+            log_root: LogRoot::new(config.share.clone(), config.state_dir.join("share"), config.id, config.no_share),
             _claim: claim,
         })
     }
@@ -207,7 +210,8 @@ impl Supervisor {
 
     /// The least of everybody's deadlines; at once, if there is something to launch.
     fn next_deadline(&self) -> Option<Instant> {
-        let launch = (self.table.has_launches() && self.may_launch()).then(Instant::now);
+        let (now, wanted) = (Instant::now(), self.table.has_launches() && self.may_launch());
+        let launch = (wanted && self.log_root.now(now).is_some()).then_some(now);
         let deadlines = [
             launch,
             self.table.next_deadline(),
@@ -216,6 +220,7 @@ impl Supervisor {
             self.readers.next_deadline(),
             self.sweeper.next_deadline(),
             self.log_pages.next_deadline(),
+            self.log_root.next_deadline(wanted, now),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -243,6 +248,7 @@ impl Supervisor {
                 }
             }
             Event::ChildExited(pid) if self.log_pages.is(pid) => self.log_pages.finish(&self.watcher),
+            Event::ChildExited(pid) if self.log_root.is(pid) => self.log_root.finish(&self.watcher, now.instant),
             Event::ChildExited(pid) => self.readers.finish(pid, &self.watcher),
             // The run ends on it before it comes here.
             Event::StopAsked => {}
@@ -251,7 +257,11 @@ impl Supervisor {
 
     fn reap(&mut self, task: TaskId, now: Now) {
         let Some(spec) = self.table.spec(task) else { return };
-        if let Some(event) = self.containers.reap(task, spec, now) {
+        let event = self.containers.reap(task, spec, now).map(|event| match event {
+            task::Event::InitExited(outcome) if self.log_root.is_to_blame(task, &outcome) => task::Event::NeverRan,
+            event => event,
+        });
+        if let Some(event) = event {
             self.table.apply(task, event, now);
         }
     }
@@ -273,7 +283,7 @@ impl Supervisor {
             let busy = Refusal::new(RefusalCode::Busy, "too many logs are being read at once; ask again in a moment");
             return self.events.server().respond(connection, control::refused(busy), now.instant);
         }
-        let path = self.places.logs(output.task).join(output.log.file_name());
+        let path = self.log_root.of(output.task).join(output.log.file_name());
         if let Some(stream) = self.events.server().hand_over(connection) {
             self.readers.start(&stream, &path, output.start, &self.watcher, now.instant);
         }
@@ -297,6 +307,7 @@ impl Supervisor {
     /// What follows from all that was heard in this turn: the deeds, one launch, the news, the sweep.
     fn settle(&mut self, now: Now) {
         self.do_deeds(now);
+        self.log_root.ask_if_due(self.table.has_launches() && self.may_launch(), &self.watcher, now.instant);
         self.launch_one(now);
         self.do_deeds(now);
         for (connection, response) in self.polls.take_answers(&self.table, now) {
@@ -325,7 +336,8 @@ impl Supervisor {
                 Deed::LookWhy => self.table.call_stuck(task, self.containers.why_not_gone(task)),
                 Deed::Release => {
                     self.containers.release(task, now);
-                    self.log_pages.add(self.places.logs(task), now.instant);
+                    self.log_root.forget(task);
+                    self.log_pages.add(self.log_root.of(task), now.instant);
                 }
             }
         }
@@ -340,6 +352,8 @@ impl Supervisor {
         if !self.may_launch() {
             return;
         }
+        let Some(root) = self.log_root.now(now.instant) else { return };
+        self.containers.log_below(root);
         let Some(task) = self.table.next_launch() else { return };
         let (Some(spec), Some(origin)) = (self.table.spec(task), self.table.origin(task)) else { return };
         let event = match self.containers.launch(task, spec, origin, self.table.terms(task), now) {

@@ -1,0 +1,398 @@
+//! Where a task's logs go: to the share as long as it takes them, and what is done while it does not.
+//!
+//! A mount point with nothing mounted on it is a folder like any other: what is written there is on the wrong disk, and is
+//! hidden by the next mount. And on a volume whose bricks are all down every launch would fail, at once: a node that fails
+//! tasks at once looks free, and draws in one job after the other. So before a task is launched a forked child tries the
+//! share, for whose answer nobody but the launch waits; an answer is good for a second. A node without tasks to launch
+//! asks nothing.
+//!
+//! ```text
+//!   Untold ──a task to launch──▶ (asking) ──could be written──▶ There ──a second later──▶ Untold
+//!                                   │ could not, or no answer in time
+//!                                   ▼
+//!                                 Away ──pause over, and a task to launch──▶ (asking)
+//! ```
+//!
+//! A share that is not meant to be a mount is a folder, and never asked for.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, Mode};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use wire::{NodeId, Reason, TaskId};
+
+use crate::child::{self, Child};
+use crate::event_loop::Watcher;
+use crate::sys;
+use crate::task::Outcome;
+
+/// How long an answer is good for.
+const TRUST: Duration = Duration::from_secs(1);
+/// How long a share may take to answer. GlusterFS takes up to its network.ping-timeout when a host has vanished.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Between two questions while it is away; the pause doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(4);
+/// The child's exit status when nothing is mounted; others are errno(3), of which none is as large.
+const NOT_MOUNTED: i32 = 255;
+
+/// `--no-share`: what becomes of tasks while the share is not to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoShare {
+    /// They wait for it.
+    Wait,
+    /// They are launched, and keep their logs on this node.
+    Local,
+}
+
+/// What is known of the share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Untold,
+    There { until: Instant },
+    Away { ask_again: Instant, pause: Duration },
+}
+
+/// A child that tries the share.
+#[derive(Debug)]
+struct Question {
+    child: Child,
+    /// `None`: given up already, but the child is not gone.
+    give_up: Option<Instant>,
+}
+
+/// Where the logs of this node's tasks are.
+#[derive(Debug)]
+pub struct LogRoot {
+    share: PathBuf,
+    local: PathBuf,
+    node: NodeId,
+    rule: Option<NoShare>,
+    known: Known,
+    question: Option<Question>,
+    /// Tasks that were launched in vain once, because the share was gone by then.
+    excused: BTreeSet<TaskId>,
+}
+
+impl LogRoot {
+    /// Logs below `share`; without it, by that rule, below `local`. No rule: the share is a folder like any other.
+    pub fn new(share: PathBuf, local: PathBuf, node: NodeId, rule: Option<NoShare>) -> LogRoot {
+        LogRoot { share, local, node, rule, known: Known::Untold, question: None, excused: BTreeSet::new() }
+    }
+
+    /// Below what a task launched now keeps its logs; `None`: it must wait.
+    pub fn now(&self, now: Instant) -> Option<&Path> {
+        self.decide(now, || is_mounted(&self.share))
+    }
+
+    fn decide(&self, now: Instant, is_mounted: impl FnOnce() -> bool) -> Option<&Path> {
+        match (self.rule, self.known) {
+            (None, _) => Some(&self.share),
+            // The child's word is up to a second old; this costs little and is of now.
+            (Some(_), Known::There { until }) if now < until && is_mounted() => Some(&self.share),
+            (Some(NoShare::Local), Known::Away { .. }) => Some(&self.local),
+            (Some(_), Known::Untold | Known::There { .. } | Known::Away { .. }) => None,
+        }
+    }
+
+    /// Where a task's logs are. What was kept here stays here.
+    pub fn of(&self, task: TaskId) -> PathBuf {
+        let local = wire::logs::folder(&self.local, self.node, task);
+        if local.is_dir() { local } else { wire::logs::folder(&self.share, self.node, task) }
+    }
+
+    /// Whether that end is the share's fault, which was gone by the time the logs were to be opened: nothing has run, and the
+    /// task may wait for the share as if it had not been launched. Only once, since it may be something else after all.
+    pub fn is_to_blame(&mut self, task: TaskId, outcome: &Outcome) -> bool {
+        let at_the_logs = matches!(&outcome.cause, Some(Reason::LaunchFailed { step, .. }) if is_about_logs(step));
+        if self.rule.is_none() || !at_the_logs {
+            return false;
+        }
+        // What was believed until now is not to be relied upon.
+        if let Known::There { .. } = self.known {
+            self.known = Known::Untold;
+        }
+        self.excused.insert(task)
+    }
+
+    /// The task has ended for good.
+    pub fn forget(&mut self, task: TaskId) {
+        self.excused.remove(&task);
+    }
+
+    /// When something is to be done; `wanted`: whether there is a task to launch.
+    pub fn next_deadline(&self, wanted: bool, now: Instant) -> Option<Instant> {
+        match (&self.question, self.known) {
+            (Some(question), _) => question.give_up,
+            (None, _) if !wanted || self.rule.is_none() => None,
+            (None, Known::Untold | Known::There { .. }) => Some(now),
+            (None, Known::Away { ask_again, .. }) => Some(ask_again),
+        }
+    }
+
+    /// Gives up on a share that does not answer. With a task to launch, asks if the last answer is too old.
+    pub fn ask_if_due(&mut self, wanted: bool, watcher: &Watcher, now: Instant) {
+        if self.question.as_ref().and_then(|question| question.give_up).is_some_and(|give_up| give_up <= now) {
+            self.give_up(now);
+        }
+        let due = match self.known {
+            Known::Untold => true,
+            Known::There { until } => until <= now || !is_mounted(&self.share),
+            Known::Away { ask_again, .. } => ask_again <= now,
+        };
+        if self.rule.is_none() || !wanted || !due || self.question.is_some() {
+            return;
+        }
+        let question = sys::fork_child(|| ask(&self.share, self.node)).and_then(|child| watcher.watch_child(child));
+        match question {
+            Ok(child) => self.question = Some(Question { child, give_up: Some(now + PATIENCE) }),
+            Err(error) => self.learn(Err(format!("cannot be tried: {error}")), now),
+        }
+    }
+
+    fn give_up(&mut self, now: Instant) {
+        let Some(question) = &mut self.question else { return };
+        question.give_up = None;
+        // One that the kernel holds for the share is gone when the share lets go of it.
+        if let Err(errno) = rustix::process::pidfd_send_signal(&question.child.pidfd, Signal::KILL) {
+            log::debug!("cannot end the child that tries the share: {errno}");
+        }
+        self.learn(Err(format!("does not answer within {} s", PATIENCE.as_secs())), now);
+    }
+
+    /// Whether `pid` is the child.
+    pub fn is(&self, pid: i32) -> bool {
+        self.question.as_ref().is_some_and(|question| question.child.pid == pid)
+    }
+
+    /// The child has exited.
+    pub fn finish(&mut self, watcher: &Watcher, now: Instant) {
+        let Some(Question { child, give_up }) = self.question.take() else { return };
+        watcher.release(&child.pidfd);
+        let status = child::reap(&child.pidfd);
+        if give_up.is_none() {
+            return;
+        }
+        let answer = match status {
+            Ok(Some(0)) => Ok(()),
+            Ok(Some(NOT_MOUNTED)) => Err("is not mounted".to_owned()),
+            Ok(Some(errno)) => Err(format!("cannot be written: {}", io::Error::from_raw_os_error(errno))),
+            Ok(None) | Err(_) => Err("cannot be tried: the child that does was killed".to_owned()),
+        };
+        self.learn(answer, now);
+    }
+
+    fn learn(&mut self, answer: Result<(), String>, now: Instant) {
+        let share = self.share.display();
+        self.known = match (answer, self.known) {
+            (Ok(()), known) => {
+                if let Known::Away { .. } = known {
+                    log::info!("the share {share} is there again");
+                }
+                Known::There { until: now + TRUST }
+            }
+            (Err(_), Known::Away { pause, .. }) => {
+                let pause = (pause * 2).min(LAST_PAUSE);
+                Known::Away { ask_again: now + pause, pause }
+            }
+            (Err(cause), Known::Untold | Known::There { .. }) => {
+                match self.rule {
+                    Some(NoShare::Local) => {
+                        log::warn!("the share {share} {cause}; new tasks keep their logs in {}", self.local.display());
+                    }
+                    Some(NoShare::Wait) | None => log::warn!("the share {share} {cause}; new tasks wait for it"),
+                }
+                Known::Away { ask_again: now + FIRST_PAUSE, pause: FIRST_PAUSE }
+            }
+        };
+    }
+}
+
+/// Init's steps on the share, as it names them.
+fn is_about_logs(step: &str) -> bool {
+    ["make log folder ", "open log ", "look at log ", "put log "].iter().any(|name| step.starts_with(name))
+}
+
+/// The child's whole life.
+fn ask(share: &Path, node: NodeId) -> i32 {
+    let stderr = io::stderr();
+    if let Err(error) = sys::close_all_but(&[stderr.as_fd()]) {
+        log::warn!("cannot close copies of descriptors: {error}");
+    }
+    if !is_mounted(share) {
+        return NOT_MOUNTED;
+    }
+    match try_writing(share, node) {
+        Ok(()) => 0,
+        Err(errno) => errno.raw_os_error(),
+    }
+}
+
+/// A folder is made and removed: unlike a line that is written, nothing on the way to the bricks can swallow that.
+fn try_writing(share: &Path, node: NodeId) -> rustix::io::Result<()> {
+    let trial = share.join(format!(".berth-node{node}"));
+    match rustix::fs::mkdirat(CWD, &trial, Mode::RWXU) {
+        // An earlier trial did not get further than that.
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    match rustix::fs::unlinkat(CWD, &trial, AtFlags::REMOVEDIR) {
+        Err(Errno::NOENT) => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Whether something is mounted on that folder. Never blocks: the table of mounts is the kernel's own.
+pub fn is_mounted(folder: &Path) -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    is_mounted_in(&mounts, folder)
+}
+
+/// proc_pid_mountinfo(5): the mount point is field 5, the type is the first behind a lone dash. autofs only waits for
+/// somebody to look.
+fn is_mounted_in(mountinfo: &str, folder: &Path) -> bool {
+    let topmost = mountinfo.lines().rfind(|line| line.split(' ').nth(4).is_some_and(|point| is_word(point, folder)));
+    topmost.is_some_and(|line| line.split_once(" - ").is_some_and(|(_, rest)| !rest.starts_with("autofs ")))
+}
+
+/// Whether /etc/fstab mounts something there (fstab(5), field 2).
+pub fn is_in_fstab(folder: &Path) -> bool {
+    // None there: nothing is meant to be mounted.
+    is_in(&std::fs::read_to_string("/etc/fstab").unwrap_or_default(), folder)
+}
+
+fn is_in(fstab: &str, folder: &Path) -> bool {
+    let lines = fstab.lines().filter(|line| !line.trim_start().starts_with('#'));
+    lines.filter_map(|line| line.split_whitespace().nth(1)).any(|point| is_word(point, folder))
+}
+
+/// Whether a word of such a table is that path; in them a blank is spelled in octal.
+fn is_word(word: &str, folder: &Path) -> bool {
+    let spelled = folder.to_str().map(|path| path.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011"));
+    spelled.is_some_and(|spelled| spelled == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event_loop::{Event, EventLoop};
+    use crate::scratch::Scratch;
+
+    fn root(rule: Option<NoShare>) -> LogRoot {
+        LogRoot::new("/mnt/share".into(), "/s/share".into(), NodeId(3), rule)
+    }
+
+    #[test]
+    fn a_mount_is_found_by_its_own_name_and_one_that_only_waits_is_none() {
+        let table = "36 35 98:0 / /mnt/share rw shared:1 - fuse.glusterfs gfs01:/v rw\n\
+                     37 35 98:1 / /mnt/a\\040b rw - ext4 /dev/sdb rw\n\
+                     38 35 0:30 / /mnt/auto rw - autofs systemd-1 rw\n";
+        let found = |folder: &str| is_mounted_in(table, Path::new(folder));
+        assert_eq!(["/mnt/share", "/mnt/a b", "/mnt/auto", "/mnt"].map(found), [true, true, false, false]);
+        let over = format!("{table}39 38 0:31 / /mnt/auto rw - fuse.glusterfs gfs01:/v rw\n");
+        assert!(is_mounted_in(&over, Path::new("/mnt/auto")));
+        assert!(is_mounted(Path::new("/proc")) && !is_mounted(Path::new("/proc/self")));
+    }
+
+    #[test]
+    fn what_fstab_mounts_is_meant_to_be_a_mount() {
+        let table = "# /dev/sda /srv ext4\ngfs01:/berth\t/mnt/share glusterfs defaults,_netdev 0 0\n";
+        assert!(is_in(table, Path::new("/mnt/share")));
+        assert!(!is_in(table, Path::new("/srv")) && !is_in("", Path::new("/mnt/share")));
+    }
+
+    #[test]
+    fn a_share_that_is_no_mount_is_a_folder_and_never_asked_for() {
+        let root = root(None);
+        assert_eq!(root.decide(Instant::now(), || false), Some(Path::new("/mnt/share")));
+        assert_eq!(root.next_deadline(true, Instant::now()), None);
+    }
+
+    #[test]
+    fn a_task_waits_until_the_share_has_answered_and_the_answer_grows_old() {
+        let (mut root, now) = (root(Some(NoShare::Local)), Instant::now());
+        assert_eq!(root.decide(now, || true), None);
+        assert_eq!(root.next_deadline(true, now), Some(now));
+        assert_eq!(root.next_deadline(false, now), None, "nobody wants to know");
+        root.learn(Ok(()), now);
+        assert_eq!(root.decide(now, || true), Some(Path::new("/mnt/share")));
+        assert_eq!(root.decide(now, || false), None, "unmounted since");
+        assert_eq!(root.decide(now + TRUST, || true), None);
+    }
+
+    #[test]
+    fn without_the_share_tasks_wait_or_stay_on_the_node_as_the_operator_chose() {
+        let now = Instant::now();
+        let [mut waiting, mut local] = [NoShare::Wait, NoShare::Local].map(|rule| root(Some(rule)));
+        for root in [&mut waiting, &mut local] {
+            root.learn(Err("is not mounted".into()), now);
+        }
+        assert_eq!(waiting.decide(now, || false), None);
+        assert_eq!(local.decide(now, || false), Some(Path::new("/s/share")));
+        local.learn(Ok(()), now);
+        assert_eq!(local.decide(now, || true), Some(Path::new("/mnt/share")));
+    }
+
+    #[test]
+    fn a_task_whose_logs_could_not_be_opened_is_excused_once_and_the_share_is_asked_anew() {
+        let (mut root, now) = (root(Some(NoShare::Wait)), Instant::now());
+        root.learn(Ok(()), now);
+        let failed_at = |step: &str| Outcome {
+            status: wire::State::Failed,
+            cause: Some(Reason::LaunchFailed { step: step.to_owned(), cause: "ENOTCONN".to_owned() }),
+            exit_code: None,
+            started_at: None,
+            ended_at: crate::task::Now::read().wall,
+            cpu: None,
+            memory_peak_bytes: None,
+        };
+        assert!(!root.is_to_blame(TaskId(1), &failed_at("unite the root")));
+        assert_eq!(root.decide(now, || true), Some(Path::new("/mnt/share")));
+        let logs = failed_at("make log folder /mnt/share/nodes/3/task1");
+        assert!(root.is_to_blame(TaskId(1), &logs));
+        assert_eq!(root.decide(now, || true), None);
+        assert!(!root.is_to_blame(TaskId(1), &logs), "once");
+        root.forget(TaskId(1));
+        assert!(root.excused.is_empty());
+    }
+
+    #[test]
+    fn a_share_that_stays_away_is_asked_for_ever_more_seldom() {
+        let (mut root, now) = (root(Some(NoShare::Wait)), Instant::now());
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            root.learn(Err("is not mounted".into()), now);
+            pauses.push(root.next_deadline(true, now).unwrap() - now);
+        }
+        assert_eq!(pauses[0], FIRST_PAUSE);
+        assert_eq!(pauses[5], LAST_PAUSE);
+    }
+
+    #[test]
+    fn a_folder_that_is_no_mount_is_not_written_to() {
+        let scratch = Scratch::new("log-root");
+        let mut events = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (watcher, now) = (events.watcher().unwrap(), Instant::now());
+        let mut root = LogRoot::new(scratch.path().to_owned(), "/s".into(), NodeId(1), Some(NoShare::Wait));
+        root.ask_if_due(true, &watcher, now);
+        let heard = events.turn(Some(now + Duration::from_secs(10))).unwrap();
+        assert!(matches!(heard[..], [Event::ChildExited(pid)] if root.is(pid)), "{heard:?}");
+        root.finish(&watcher, now);
+        assert!(matches!(root.known, Known::Away { .. }));
+        assert_eq!(scratch.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_trial_leaves_nothing_and_minds_no_earlier_one() {
+        let scratch = Scratch::new("log-root");
+        std::fs::create_dir(scratch.join(".berth-node1")).unwrap();
+        assert_eq!(try_writing(scratch.path(), NodeId(1)), Ok(()));
+        assert_eq!(scratch.path().read_dir().unwrap().count(), 0);
+        assert_eq!(try_writing(Path::new("/proc"), NodeId(1)), Err(Errno::NOENT));
+    }
+}

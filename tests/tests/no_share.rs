@@ -1,0 +1,118 @@
+//! A share that is meant to be a mount and is none: tasks wait for it or do without, and its mount point stays empty.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tests::daemon::run_to_end;
+use tests::job::job;
+use tests::node::{Node, NodePlan};
+use tests::wait::until_true;
+
+/// A filesystem on the node's share, unmounted when dropped, however the test ends.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn on(folder: &Path) -> Mounted {
+        let output = run_to_end(Command::new("mount").args(["-t", "tmpfs", "share"]).arg(folder));
+        assert!(output.status.success(), "mount: {}", String::from_utf8_lossy(&output.stderr));
+        Mounted(folder.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = Command::new("umount").arg("-l").arg(&self.0).status() {
+            eprintln!("cannot unmount {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// A node whose share is meant to be a mount, and where that is to be.
+fn with_rule(rule: &str, test: impl FnOnce(&mut Node, &Path)) {
+    let flags = ["--no-share", rule].map(str::to_owned).to_vec();
+    Node::alone_as(&NodePlan { flags, ..NodePlan::default() }, |node| {
+        let share = node.state_dir().with_file_name("share");
+        test(node, &share);
+    });
+}
+
+fn names_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    entries.flatten().map(|entry| entry.path()).collect()
+}
+
+#[track_caller]
+fn says(node: &Node, words: &str) {
+    until_true(format!("the node to say {words:?}"), || node.log().contains(words));
+}
+
+#[test]
+fn a_task_waits_for_a_share_that_is_not_mounted_and_nothing_is_written_to_its_mount_point() {
+    with_rule("wait", |node, share| {
+        let task = node.create(&job("echo ran"));
+        says(node, &format!("the share {} is not mounted; new tasks wait for it", share.display()));
+        assert!(node.info(task)["status"].as_str().is_some_and(|status| status.starts_with("Pending")));
+        assert_eq!(names_in(share), Vec::<PathBuf>::new());
+        let mounted = Mounted::on(share);
+        assert_eq!(node.wait_final(task)["status"], "Finished");
+        assert_eq!(node.stream(task, "task_stdout"), "ran\n");
+        says(node, "is there again");
+        drop(mounted);
+        assert_eq!(names_in(share), Vec::<PathBuf>::new());
+    });
+}
+
+#[test]
+fn a_task_that_waits_for_the_share_can_be_killed() {
+    with_rule("wait", |node, _| {
+        let task = node.create(&job("echo ran"));
+        node.kill(task);
+        assert_eq!(node.wait_final(task)["status"], "Killed");
+    });
+}
+
+#[test]
+fn a_share_that_vanishes_under_a_running_task_stops_the_next_one_only() {
+    with_rule("wait", |node, share| {
+        let mounted = Mounted::on(share);
+        let running = node.create(&job("trap 'exit 0' USR1; echo begun; while :; do sleep 0.02; done"));
+        until_true("the task to begin", || node.stream(running, "task_stdout") == "begun\n");
+        drop(mounted);
+        let waiting = node.create(&job("echo ran"));
+        says(node, "is not mounted; new tasks wait for it");
+        let payload = i32::try_from(node.footprint().process("sh -c trap").pid).expect("a pid");
+        kill_process(Pid::from_raw(payload).expect("a pid"), Signal::USR1).expect("end the task");
+        assert_eq!(node.wait_final(running)["status"], "Finished");
+        assert_eq!(node.info(waiting)["status"].as_str().map(|status| &status[..7]), Some("Pending"));
+        assert_eq!(names_in(share), Vec::<PathBuf>::new());
+        node.kill(waiting);
+        assert_eq!(node.wait_final(waiting)["status"], "Killed");
+    });
+}
+
+#[test]
+fn without_a_share_tasks_may_run_and_keep_their_output_on_the_node() {
+    with_rule("local", |node, share| {
+        let task = node.create(&job("echo kept"));
+        assert_eq!(node.wait_final(task)["status"], "Finished");
+        assert_eq!(names_in(share), Vec::<PathBuf>::new());
+        let kept = node.state_dir().join(format!("share/nodes/0/task{task}/task_stdout"));
+        assert_eq!(fs::read_to_string(&kept).ok().as_deref(), Some("kept\n"));
+        let _mounted = Mounted::on(share);
+        says(node, "new tasks keep their logs in");
+        let shown = |task| node.send(tests::http::Request::get(&format!("/task/output?taskId={task}&stream=stdout")));
+        let next = until_one_is_on_the_share(node, share);
+        assert_eq!((shown(task).text().as_str(), shown(next).text().as_str()), ("kept\n", "kept\n"));
+    });
+}
+
+/// The node asks again while there is something to launch.
+fn until_one_is_on_the_share(node: &Node, share: &Path) -> u64 {
+    tests::wait::until("a task to write to the share again", || {
+        let task = node.create(&job("echo kept"));
+        node.wait_final(task);
+        if share.join(format!("nodes/0/task{task}")).is_dir() { Ok(task) } else { Err(task) }
+    })
+}
