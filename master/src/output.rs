@@ -272,16 +272,23 @@ impl Places {
     }
 
     fn read(&self, log: LogOf, part: Part, whence: Whence) -> Result<Piece, LogError> {
-        if let (Some(share), Whence::Anywhere) = (&self.share, whence) {
-            match read_file(&path_of(share, log), part) {
-                // What the share does not show yet, or not here, the node has.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(LogError::Unreadable(error.to_string())),
-                Ok(piece) => return Ok(piece),
-            }
+        let share = self.share.as_ref().filter(|_| whence == Whence::Anywhere);
+        let seen = share.map(|share| read_file(&path_of(share, log), part));
+        let share_is_away = match seen {
+            Some(Ok(piece)) => return Ok(piece),
+            // What the share does not show yet, or not here, the node has.
+            None => None,
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            // Away, it may be so for us alone, and the node may have kept this log to itself meanwhile.
+            Some(Err(error)) if error.raw_os_error().is_some() => Some(LogError::Unreadable(error.to_string())),
+            Some(Err(error)) => return Err(LogError::Unreadable(error.to_string())),
+        };
+        let addr = self.nodes.get(&log.node).ok_or(LogError::Missing);
+        let asked = addr.and_then(|addr| ask_node(*addr, self.bearer.as_deref(), log, part));
+        match (asked, share_is_away) {
+            (Err(LogError::Missing), Some(away)) => Err(away),
+            (asked, _) => asked,
         }
-        let addr = self.nodes.get(&log.node).ok_or(LogError::Missing)?;
-        ask_node(*addr, self.bearer.as_deref(), log, part)
     }
 }
 
@@ -488,6 +495,21 @@ mod tests {
         assert_eq!(look(Whence::Anywhere), Ok(Piece { bytes: b"3456".to_vec(), total: 10 }));
         assert_eq!(look(Whence::Node), Ok(Piece { bytes: b"3456".to_vec(), total: 12 }));
         assert!(asked.join().unwrap().starts_with("GET /task/output?taskId=7&stream=stdout&offset=3 HTTP/1.1\r\n"));
+    }
+
+    #[test]
+    fn what_a_share_that_is_away_has_is_asked_of_the_node_too() {
+        let share = Scratch::new();
+        // In the way of the log's path: reading below it is ENOTDIR, as below a dead mount it is ENOTCONN.
+        std::fs::write(share.path().join("nodes"), "").unwrap();
+        let (addr, asked) = node("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Berth-Size: 4\r\n\r\nhere".into());
+        let logs = Logs::start(Some(share.path().to_owned()), BTreeMap::from([(STDOUT.node, addr)]), None).unwrap();
+        assert_eq!(logs.tails([STDOUT], 4), [Ok(Piece { bytes: b"here".to_vec(), total: 4 })]);
+        asked.join().unwrap();
+        let without_node = Logs::start(Some(share.path().to_owned()), BTreeMap::new(), None).unwrap();
+        assert!(
+            matches!(&without_node.tails([STDOUT], 4)[..], [Err(LogError::Unreadable(said))] if said.contains("20"))
+        );
     }
 
     #[test]
