@@ -89,8 +89,14 @@ impl Lan {
     /// One more host, with its cable in.
     pub fn add_host(&mut self) -> Host {
         let number = u8::try_from(self.namespaces.len()).unwrap_or(u8::MAX);
+        self.add_host_at(Ipv4Addr::new(198, 18, self.network, number))
+    }
+
+    /// [`Lan::add_host`] with an address of the caller's choice.
+    pub fn add_host_at(&mut self, addr: Ipv4Addr) -> Host {
+        let number = self.namespaces.len();
         let namespace = self.add_namespace(&format!("h{number}"));
-        let (port, addr) = (format!("port{number}"), Ipv4Addr::new(198, 18, self.network, number));
+        let port = format!("port{number}");
         let hub = self.hub().to_owned();
         ip(&["-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace]);
         ip(&["-n", &hub, "link", "set", &port, "master", "br0", "up"]);
