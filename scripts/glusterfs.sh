@@ -6,6 +6,9 @@ scripts=${scripts:?is the folder of this file}
 # shellcheck source=scripts/machine.sh
 . "$scripts/machine.sh"
 
+# The hosts on the command line, and what --hosts says of them: set by the script that sources this.
+hosts=() names=
+
 # Where glusterd listens on every host.
 glusterd_port=24007
 
