@@ -29,10 +29,12 @@ usage: berth-master [options]
   --listen ADDR:PORT   where to answer [127.0.0.1:8080]; other than loopback needs a token
   --node ID=HOST:PORT  a node, once for each [0=127.0.0.1:5000]; a node that is left out is taken to be gone
                        for good, and the jobs it had become \"Failed: node lost\" at the start
-  --node-timeout D     a node silent for so long is lost: 10s, 1500ms, 2m [10s]; a poll of each node comes
-                       every half of it (at least 1s, at most 25s), and no job goes to one that missed a call
+  --node-timeout D     a node silent for so long is lost: 10s, 1500ms, 2m [10s]; one with jobs is polled every half
+                       of it (at least 1s, at most 55s or half a lease), an idle one every 55s; no job goes to one
+                       that missed a call
   --lease D            for how long a node may run a job on that is not to wait for a lost node, while it does not hear
-                       of this master [60s, or twice the node time-out if that is longer]
+                       of this master [60s, or twice the node time-out if that is longer]; at least twice the node
+                       time-out and 2s, at most a week
   --lost-attempts N    how many nodes a job that is retried may be lost with before it fails [3]
   --state-dir DIR      the database's folder [/var/lib/berth-master]
   --wait               while another master has the state dir, wait for its end and take its place; the folder

@@ -51,6 +51,8 @@ options
   --grace D             between SIGTERM and SIGKILL          [5s]
   --log-limit SIZE      what stdout may hold, and stderr; a task that writes more is ended
                                                              [1GiB]
+  --version             print the version and exit
+  --help                print this and exit
 
 options of run
   --image ID            the image
