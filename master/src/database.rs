@@ -100,9 +100,30 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 /// Copies a database and its log, and only then gives the copy its name. An earlier life that has not yet seen our claim
 /// may be at its last commit: then the files change meanwhile, and are copied anew.
 fn copy(from: &Path, to: &Path) -> io::Result<PathBuf> {
+    // What an earlier start could not finish may be what fills the disk.
+    to.parent().map_or(Ok(()), remove_unfinished)?;
+    // Half a copy would fill the disk for every later start as well.
+    copy_whole(from, to).inspect_err(|_| remove(to))
+}
+
+/// Copies that never got their names, and logs without a database.
+fn remove_unfinished(dir: &Path) -> io::Result<()> {
+    let whole: Vec<u64> = all_in(dir)?.into_iter().map(|(number, _)| number).collect();
+    for file in fs::read_dir(dir)?.flatten() {
+        let number = numbered(&file.file_name().to_string_lossy()).map(|(number, _)| number);
+        if let Some(number) = number.filter(|number| !whole.contains(number)) {
+            remove(&dir.join(name(number)));
+        }
+    }
+    Ok(())
+}
+
+fn copy_whole(from: &Path, to: &Path) -> io::Result<PathBuf> {
     let fresh = beside(to, ".new");
     for _ in 0..COPIES {
         let before = looks(from)?;
+        // The log of an earlier try belongs to no other's pages.
+        remove(to);
         copy_file(from, &fresh)?;
         match copy_file(&beside(from, "-wal"), &beside(to, "-wal")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

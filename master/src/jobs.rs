@@ -61,6 +61,7 @@ use crate::nodes::{Member, Now};
 use crate::poller::{Heard, Order, Said};
 use crate::scheduler::{Need, Scheduler};
 use crate::store::{Changes, Kept, KeptNode, KeptRef, Store, StoreError};
+use crate::watch::Watch;
 use gathering::Gathering;
 use leases::LeaseWatch;
 
@@ -250,6 +251,8 @@ pub struct Owner {
     scheduler: Scheduler,
     doubted: Vec<Doubted>,
     watch: LeaseWatch,
+    /// Whether the state dir is still ours: one who cannot tell renews no lease, for another may have counted it out.
+    place: Watch,
     /// What the nodes have yet to say after this start.
     gathering: Option<Gathering>,
     /// Jobs before this one were in the database at the start.
@@ -310,6 +313,7 @@ impl Owner {
             scheduler,
             doubted,
             watch,
+            place: Watch::none(),
             gathering,
             first_new,
             is_older: false,
@@ -323,6 +327,11 @@ impl Owner {
         owner.write()?;
         owner.turn = Turn::default();
         Ok(owner)
+    }
+
+    /// With a state dir on a share, that can be lost unheard.
+    pub fn watching(self, place: Watch) -> Owner {
+        Owner { place, ..self }
     }
 
     /// Ends the jobs on nodes that the operator has removed.
@@ -492,6 +501,7 @@ impl Owner {
             member.release_all();
         }
         self.read_active(now)?;
+        self.forget_what_was_not_kept();
         self.turn.touched = self.members.keys().copied().collect();
         self.refresh_rooms();
         for (node, polled) in unheard {

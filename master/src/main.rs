@@ -145,7 +145,9 @@ fn serve(config: &Config) -> Result<(), Fatal> {
         lease: config.lease,
         most_lost: config.lost_attempts,
     };
-    let owner = Owner::new(store, nodes, Now::read())?;
+    let term = claim.term();
+    let watch = if shared { start_watch(claim, ended.clone())? } else { Watch::none() };
+    let owner = Owner::new(store, nodes, Now::read())?.watching(watch.clone());
     fault::moment(Point::MasterRead);
     let logs = Logs::start(config.share.clone(), addrs.clone(), token.as_ref())?;
 
@@ -153,14 +155,13 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     let heard = to_owner.clone();
     let tell = move |said| drop(heard.send(Message::Heard(Box::new(said))));
     let (poller, orders) = Poller::new(addrs, owner.instance().clone(), token.as_ref(), config.node_timeout, tell)?;
-    start_poller(poller.in_term(claim.term()), ended.clone())?;
+    start_poller(poller.in_term(term), ended.clone())?;
     let (bell, followers) = followers::room();
     start_owner(owner, messages, orders, bell.clone(), ended.clone())?;
 
     let (listener, socket) = gate::listen_privately(state_dir.path())?;
     let server = Arc::new(tiny_http::Server::from_listener(listener, None).map_err(Fatal::Http)?);
     let access = Access::new(token, config.hosts.iter().cloned());
-    let watch = if shared { start_watch(claim, ended.clone())? } else { Watch::none() };
     let shared =
         Arc::new(Shared { access, watch, owner: to_owner.clone(), logs: logs.clone(), streams: Streams::start()? });
     for number in 0..WORKERS {
@@ -239,9 +240,11 @@ fn open_database(state_dir: &StateDir, claim: &Claim, shared: bool) -> Result<(S
 fn kept_files(nodes: usize) -> usize {
     // Standard streams, the state dir's lock, the signals' pair; the poller's epoll, its copy and its waker; the claim.
     let fixed = 3 + 1 + 2 + 3 + 1;
-    // The database and its log for the owner and each worker, one shared index, one that SQLite opens in passing.
-    let database = 2 * (WORKERS + 1) + 2;
-    fixed + database + output::READERS + poller::CONNECTIONS_PER_NODE * nodes
+    // The database and its log for the owner, the followers and each worker, and two that SQLite opens in passing.
+    let database = 2 * (WORKERS + 2) + 2;
+    // Of pages, and of the followers; one is the claim's when it is renewed.
+    let looked_at = 2 * output::READERS + 1;
+    fixed + database + looked_at + poller::CONNECTIONS_PER_NODE * nodes
 }
 
 /// Its last turn is committed when this returns.

@@ -206,8 +206,10 @@ impl Member {
     /// It answered. Returns whether it had been lost or unknown.
     pub fn answered(&mut self, resource: NodeResource, now: Now) -> bool {
         let returned = self.state != NodeState::Ready;
+        // A node of an older version does not stamp any more, and keeps to no lease.
+        self.stamp.clone_from(&resource.stamp);
         if resource.stamp.is_some() {
-            (self.stamp, self.stamped) = (resource.stamp.clone(), now.clock);
+            self.stamped = now.clock;
         }
         self.state = NodeState::Ready;
         self.resource = Some(Arc::new(resource));

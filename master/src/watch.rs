@@ -1,7 +1,8 @@
 //! On a share: looks every second whether the claim still holds, and says when that was last seen.
 //!
-//! A master whose host was cut off writes nothing and orders nothing any more, since every commit asks first. But it could
-//! go on showing what was true before. So what it shows depends on when it was last seen to have the state dir.
+//! A master whose host was cut off writes nothing any more, nor orders what follows from a write, since every commit asks
+//! first. But it could go on showing what was true before, and renewing leases that another has counted out. So both depend
+//! on when it was last seen to have the state dir.
 
 use std::io;
 use std::sync::Arc;

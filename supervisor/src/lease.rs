@@ -95,6 +95,11 @@ impl Watched {
         self.newest.get().saturating_add(self.length)
     }
 
+    /// Whether it has run out, had it not been renewed since it was last looked at.
+    pub fn would_be_over(&self) -> bool {
+        self.newest.get().saturating_add(self.length) <= since_boot()
+    }
+
     /// Whether it has run out.
     pub fn is_over(&self) -> bool {
         self.end() <= since_boot()

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use wire::node::{NodeResource, Refusal, RefusalCode, Remembered};
 use wire::task::{AttemptKey, TaskOrigin, TaskReport, TaskRequest};
 use wire::term::Speaker;
-use wire::{BadInput, EventNumber, InstanceId, JobId, JobSpec, Stamp, TaskId, TaskLease};
+use wire::{BadInput, EventNumber, InstanceId, JobId, JobSpec, Reason, Stamp, TaskId, TaskLease};
 
 use crate::history::{Era, History, Unfinished};
 use crate::journal::{Journal, JournalError, Record};
@@ -267,9 +267,24 @@ impl TaskTable {
         }
     }
 
-    /// A master has given back a stamp of ours.
+    /// A master has given back a stamp of ours. What has run out is not renewed: once it runs a task's init sees to that, but
+    /// one that waits for its launch has none, and its job may be tried elsewhere by now.
     pub fn renew(&mut self, master: &InstanceId, stamp: &Stamp, now: Now) -> Result<(), BadInput> {
+        for id in self.lapsed(master, now) {
+            self.apply(id, Event::LaunchFailed(Reason::LeaseOver), now);
+        }
         self.leases.hear(master, stamp, now.since_boot)
+    }
+
+    /// Tasks of this master that wait for their launch, and whose lease has run out.
+    fn lapsed(&self, master: &InstanceId, now: Now) -> Vec<TaskId> {
+        let waits = |living: &Living| {
+            matches!(living.task.phase, Phase::Accepted { .. }) && living.task.origin.master.as_ref() == Some(master)
+        };
+        let over = |id: &TaskId| {
+            self.terms(*id).is_some_and(|terms| terms.newest.saturating_add(terms.length) <= now.since_boot)
+        };
+        self.living.iter().filter(|(_, living)| waits(living)).map(|(id, _)| *id).filter(over).collect()
     }
 
     /// What a task's init is to be told of its lease, if it has one.
@@ -847,6 +862,24 @@ pub mod tests {
         assert_eq!(it.table.create(request(Some(2)), Now::read()), Ok(second));
         it.table.kill(second, Now::read()).unwrap();
         assert_eq!(it.table.create(request(Some(2)), Now::read()), Ok(second));
+    }
+
+    #[test]
+    fn a_lease_that_ran_out_before_the_launch_is_not_renewed() {
+        let mut it = Fixture::new("lapsed");
+        let (now, boot) = (Now::read(), it.table.node().boot.clone());
+        let lease = TaskLease { ms: 60_000, heard: lease::stamp(&boot, now.since_boot) };
+        let waits = it.table.create(request(Some(1)).under(Some(lease)), now).unwrap();
+        let unleased = it.table.create(request(Some(2)), now).unwrap();
+        let after = |seconds| Now { since_boot: now.since_boot + Duration::from_secs(seconds), ..now };
+        let mut hear = |seconds| {
+            let at = after(seconds);
+            it.table.renew(&master(), &lease::stamp(&boot, at.since_boot), at).unwrap();
+            it.table.report(waits).unwrap().cause.clone()
+        };
+        assert_eq!([hear(50), hear(100)], [None, None]);
+        assert_eq!(hear(161), Some(Reason::LeaseOver));
+        assert_eq!(it.table.report(unleased).unwrap().cause, None);
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn a_burst_of_clients_is_answered_to_the_last() {
 
 #[test]
 fn exhausted_file_descriptors_are_free_again() {
-    for open_files in [108, 128, 160, 256] {
+    for open_files in [112, 128, 160, 256] {
         let few = Some(format!("ulimit -n {open_files}"));
         let mut plan = Plan::of_nodes([NodePlan { before_exec: few.clone(), ..NodePlan::default() }]);
         plan.master.before_exec = few;

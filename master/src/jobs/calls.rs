@@ -65,7 +65,7 @@ impl Owner {
         } else {
             Duration::ZERO
         };
-        let heard = member.stamp().cloned();
+        let heard = member.stamp().filter(|_| self.place.is_fresh()).cloned();
         member.polled(wait > Duration::ZERO);
         self.turn.orders.push(Order::Poll { node, after, heard, wait, delay, jobs: self.last_id() });
     }
@@ -80,7 +80,7 @@ impl Owner {
         self.turn.orders.push(Order::Poll {
             node,
             after: EventNumber(0),
-            heard: member.stamp().cloned(),
+            heard: member.stamp().filter(|_| self.place.is_fresh()).cloned(),
             wait: Duration::ZERO,
             delay,
             jobs: self.last_id(),

@@ -125,6 +125,19 @@ impl Owner {
         }
     }
 
+    /// The last turn was not kept: what it had given up may be ours again, and the kills it ordered were not sent.
+    pub(super) fn forget_what_was_not_kept(&mut self) {
+        let (active, watch) = (&self.active, &mut self.watch);
+        let is_ours = |&(node, job, attempt): &(NodeId, JobId, Attempt)| {
+            let job = active.get(&job).map(|active| &active.job);
+            job.is_some_and(|job| job.attempt == attempt && job.placed.is_some_and(|placed| placed.node == node))
+        };
+        watch.given_up.retain(|attempt| !is_ours(attempt));
+        for (_, asked) in watch.strays.values_mut() {
+            *asked = false;
+        }
+    }
+
     /// Asks for the end of this node's strays that was not asked for yet.
     pub(super) fn kill_strays(&mut self, node: NodeId) {
         for ((of, task), (job, asked)) in &mut self.watch.strays {

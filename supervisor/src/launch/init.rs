@@ -273,13 +273,14 @@ fn run_command(
     ran: &mut Ran,
 ) -> Result<End, StepError> {
     fault::moment(Point::InitTold);
-    // The container may have taken long to build, on a share that hung.
-    if plan.lease.as_ref().is_some_and(Watched::is_over) {
-        return Ok(End::LeaseOver);
-    }
     // The last write to the share before the end: once there is a command to watch, nothing may hold the watch up.
     monitor.say("told to go");
     monitor.flush();
+    // The container may have taken long to build, on a share that hung. A renewal that came meanwhile does not count: it may
+    // have come too late, when the job was tried elsewhere already.
+    if plan.lease.as_ref().is_some_and(Watched::would_be_over) {
+        return Ok(End::LeaseOver);
+    }
     let Some(payload) = spawn(plan, &built)? else { return Ok(End::LeaseOver) };
     fault::moment(Point::InitForked);
     let now = Timestamp::now();

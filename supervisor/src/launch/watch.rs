@@ -151,10 +151,10 @@ impl<'p> Watch<'p> {
             return self.alarms.set_at(Alarm::LeaseEnds, lease.end());
         }
         fault::moment(Point::InitLeaseOver);
-        self.kill_all(Signal::SIGKILL);
+        self.stopping.get_or_insert(End::LeaseOver);
+        self.kill()?;
         fault::moment(Point::InitLeaseKilled);
         monitor.say("the lease has run out: its master was not heard of");
-        self.stopping.get_or_insert(End::LeaseOver);
         Ok(())
     }
 
