@@ -342,9 +342,8 @@ impl Containers {
         if remnant.tries == WORTH_A_WORD {
             log::warn!("cannot remove what is left of {} yet: it is busy; trying on", remnant.name);
         }
-        let pause = FIRST_PAUSE * 2_u32.saturating_pow(remnant.tries.min(16));
         self.counter += 1;
-        self.remnants.insert((now.instant + pause.min(LAST_PAUSE), self.counter), remnant);
+        self.remnants.insert((now.instant + pause_after(remnant.tries), self.counter), remnant);
     }
 
     /// One pass over the cgroups of that name: whether nothing is left of them, and no init lives. What did not leave by
@@ -479,6 +478,11 @@ impl Containers {
             layout.remove_base();
         }
     }
+}
+
+/// How long what failed so often is left alone.
+fn pause_after(tries: u32) -> Duration {
+    (FIRST_PAUSE * 2_u32.saturating_pow(tries.min(16))).min(LAST_PAUSE)
 }
 
 fn due(times: &BTreeMap<TaskId, Instant>, now: Now) -> Vec<TaskId> {

@@ -302,13 +302,17 @@ mod tests {
         r#"{"name":"a","resource":{"cpu":1,"mem":400},"commandLine":"true","imageId":"busybox","status":"Pending"}"#;
 
     fn ask(it: &mut Fixture, method: Method, target: &str, body: &str) -> Reply {
+        ask_with(it, method, target, body, Headers::new())
+    }
+
+    fn ask_with(it: &mut Fixture, method: Method, target: &str, body: &str, headers: Headers) -> Reply {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let request = Request {
             method,
             path: path.to_owned(),
             query: Query::parse(query),
             raw_query: None,
-            headers: Headers::new(),
+            headers,
             body: body.as_bytes().to_vec(),
             peer: "127.0.0.1:1".parse().unwrap(),
         };
@@ -478,17 +482,7 @@ mod tests {
         let mut speak = |method, target: &str, body: &str, speaker: &str| {
             let mut headers = Headers::new();
             headers.push(term::HEADER, speaker);
-            let (path, query) = target.split_once('?').unwrap_or((target, ""));
-            let request = Request {
-                method,
-                path: path.to_owned(),
-                query: Query::parse(query),
-                raw_query: None,
-                headers,
-                body: body.as_bytes().to_vec(),
-                peer: "127.0.0.1:1".parse().unwrap(),
-            };
-            said(answer(&request, &mut it.table, Now::read()))
+            said(ask_with(&mut it, method, target, body, headers))
         };
         assert_eq!(speak(Method::Post, "/task/create", JOB, "m 7").0, 200);
         assert_eq!(speak(Method::Get, "/task/events", "", "m 8").0, 200);

@@ -9,7 +9,7 @@ use std::time::Instant;
 use wire::fault::Point;
 use wire::{ContainerId, JobSpec, TaskId};
 
-use super::{Containers, FIRST_PAUSE, LAST_PAUSE};
+use super::{Containers, pause_after};
 use crate::cgroup::Usage;
 use crate::fault;
 use crate::launch::record::{self, End};
@@ -44,8 +44,7 @@ impl Containers {
             Ok(event) => Some(event),
             Err(error) if dead.tries < TRIES => {
                 log::warn!("cannot read how task {task} ended: {error}; trying again");
-                let pause = FIRST_PAUSE * 2_u32.saturating_pow(dead.tries.min(16));
-                let again = now.instant + pause.min(LAST_PAUSE);
+                let again = now.instant + pause_after(dead.tries);
                 self.dead.insert(task, Dead { tries: dead.tries + 1, again, ..dead });
                 None
             }
