@@ -11,7 +11,7 @@ use wire::http::{ConnectionId, Method, Request, Response};
 use wire::node::{Answer, Created, Events, Refusal, RefusalCode};
 use wire::task::TaskRequest;
 use wire::term::{self, Speaker};
-use wire::{BadInput, EventNumber, InstanceId, JobId, Stamp, TaskId, json};
+use wire::{BadInput, BootId, EventNumber, InstanceId, JobId, Stamp, TaskId, json};
 
 use crate::output::OutputRequest;
 use crate::task::Now;
@@ -52,7 +52,7 @@ pub fn answer(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
     }
     match (method, request.path.as_str()) {
         (Method::Get, "/resource") => Reply::Now(Response::json(200, &table.resource(now))),
-        (Method::Post, "/task/create") => Reply::Now(create(&request.body, table, now)),
+        (Method::Post, "/task/create") => Reply::Now(create(request, table, now)),
         (Method::Post, "/task/kill") => Reply::Now(kill(request, table, now)),
         (Method::Get, "/task/info") => Reply::Now(info(request, table)),
         (Method::Get, "/task/events") => events(request, table, now),
@@ -100,12 +100,17 @@ fn done<T: Serialize>(data: T) -> Response {
     Response::json(200, &Answer::done(data))
 }
 
-fn create(body: &[u8], table: &mut TaskTable, now: Now) -> Response {
-    if body.trim_ascii_start().first() == Some(&b'[') {
-        return create_list(body, table, now);
+fn create(request: &Request, table: &mut TaskTable, now: Now) -> Response {
+    let boot = request.query.get("boot").map(|boot| BootId(boot.to_owned()));
+    let mut create = |task: Result<TaskRequest, BadInput>| {
+        let task = task?;
+        table.check_boot(boot.as_ref())?;
+        table.create(task, now)
+    };
+    if request.body.trim_ascii_start().first() == Some(&b'[') {
+        return create_list(&request.body, create);
     }
-    let request = json::from_slice::<TaskRequest>(body).map_err(Refusal::from);
-    match request.and_then(|request| table.create(request, now)) {
+    match create(json::from_slice::<TaskRequest>(&request.body)) {
         Ok(task_id) => done(Created { task_id }),
         // The original's master reads only code and data, and takes any status but 200 for a broken node.
         Err(refusal) if refusal.code == RefusalCode::NoRoom => {
@@ -116,14 +121,16 @@ fn create(body: &[u8], table: &mut TaskTable, now: Now) -> Response {
 }
 
 /// A list for a list: each entry has its own answer, and those that do not fit get `no_room`.
-fn create_list(body: &[u8], table: &mut TaskTable, now: Now) -> Response {
+fn create_list(
+    body: &[u8],
+    mut create: impl FnMut(Result<TaskRequest, BadInput>) -> Result<TaskId, Refusal>,
+) -> Response {
     let requests = match read_list(body) {
         Ok(requests) => requests,
         Err(bad) => return refused(bad.into()),
     };
     let answer = |request: Result<TaskRequest, BadInput>| {
-        let created = request.map_err(Refusal::from).and_then(|request| table.create(request, now));
-        created.map_or_else(Answer::refused, |task_id| Answer::done(Created { task_id }))
+        create(request).map_or_else(Answer::refused, |task_id| Answer::done(Created { task_id }))
     };
     Response::json(200, &requests.into_iter().map(answer).collect::<Vec<Answer<Created>>>())
 }

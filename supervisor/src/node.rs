@@ -115,6 +115,7 @@ impl Node {
             node_id: self.id,
             instance: self.instance.clone(),
             boot_id: self.boot.clone(),
+            uptime_ms: u64::try_from(now.since_boot.as_millis()).ok(),
             tasks: tasks as u64,
             load: load(),
             images: images::list(&self.image_dir).unwrap_or_else(|error| {

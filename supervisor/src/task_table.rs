@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use wire::node::{NodeResource, Refusal, RefusalCode, Remembered};
 use wire::task::{AttemptKey, TaskOrigin, TaskReport, TaskRequest};
 use wire::term::Speaker;
-use wire::{BadInput, EventNumber, InstanceId, JobId, JobSpec, Reason, Stamp, TaskId, TaskLease};
+use wire::{BadInput, BootId, EventNumber, InstanceId, JobId, JobSpec, Reason, Stamp, TaskId, TaskLease};
 
 use crate::history::{Era, History, Unfinished};
 use crate::journal::{Journal, JournalError, Record};
@@ -221,6 +221,21 @@ impl TaskTable {
     pub fn changes_after(&self, after: EventNumber) -> Vec<TaskReport> {
         let later = self.by_event.range((Bound::Excluded(after), Bound::Unbounded));
         later.filter_map(|(_, id)| self.report(*id)).cloned().collect()
+    }
+
+    /// A create of a time before this boot may have been taken then, and a power cut may have taken what was known of it:
+    /// whoever sends it again is to look first. Whoever does not say of what time it is knows of no boots.
+    pub fn check_boot(&self, boot: Option<&BootId>) -> Result<(), Refusal> {
+        match boot.filter(|boot| **boot != self.node.boot) {
+            Some(boot) => {
+                let message = format!(
+                    "this node's machine was booted since boot {boot}; hint: ask for all of its tasks, and again what is \
+                     missing"
+                );
+                Err(Refusal::new(RefusalCode::Stale, message))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Takes a task on, or finds the one that an earlier asking for the same attempt started.

@@ -106,6 +106,22 @@ fn asking_twice_for_one_attempt_starts_it_once() {
 }
 
 #[test]
+fn a_create_of_before_the_last_boot_of_the_machine_is_stale_and_starts_nothing() {
+    Node::alone(|node| {
+        let resource = node.get("/resource");
+        assert!(resource["uptimeMs"].as_u64().is_some_and(|uptime| uptime > 0), "{resource:#}");
+        let job = attempt("echo ran", 1, 1);
+        let refused = Request::post("/task/create?boot=another").json(&job).send(node.addr()).expect(409).json();
+        assert_eq!(refused["error"]["code"], "stale", "{refused:#}");
+        let listed = node.post("/task/create?boot=another", &json!([job]));
+        assert_eq!(listed[0]["error"]["code"], "stale", "{listed:#}");
+        let boot = resource["bootId"].as_str().expect("a boot id");
+        let created = node.post(&format!("/task/create?boot={boot}"), &job);
+        assert_eq!(created["data"]["taskId"], 1, "{created:#}");
+    });
+}
+
+#[test]
 fn two_masters_may_both_have_a_job_1() {
     Node::alone(|node| {
         let mine = attempt("true", 1, 1);

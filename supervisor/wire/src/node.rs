@@ -27,6 +27,9 @@ pub struct NodeResource {
     pub instance: InstanceId,
     /// This boot of the machine.
     pub boot_id: BootId,
+    /// How long ago that was, in milliseconds; an older node does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uptime_ms: Option<u64>,
     /// Tasks that are not yet in a final state.
     pub tasks: u64,
     /// Load averages over 1, 5 and 15 minutes (proc(5), /proc/loadavg).
@@ -162,7 +165,8 @@ pub enum RefusalCode {
     NoRoom,
     /// It could never run on this node.
     Impossible,
-    /// The stamp that came with it is too old to begin a lease with; ask what is free, and again with that stamp.
+    /// It was asked for by what the node said before: in another boot of its machine, or with a stamp that is too old to
+    /// begin a lease with. Ask what is free, and again by what that says.
     Stale,
     /// This attempt has run here, and its master has acknowledged its end.
     AlreadyRun,
