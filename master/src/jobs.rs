@@ -33,7 +33,14 @@
 //! After a restart each node is first asked for all the tasks it remembers (a roll call), and until it has answered it is
 //! sent nothing. An ended task is forgotten by its node only once its end was acknowledged, that is committed here; so a job
 //! whose task number we know and whose task the node does not know has ended unseen: `Failed: lost`. Only jobs numbered
-//! before the roll call was sent are judged by it, for a later create may overtake the answer. A node that comes back with
+//! before the roll call was sent are judged by it, for a later create may overtake the answer.
+//!
+//! A node whose machine was booted anew is asked for all it has as well, however long this process lives: a power cut takes
+//! the last lines of its journal, and no event tells of a task that was in them. What is missing then is `node rebooted`.
+//! So is what it was asked to start before the boot and never answered, since that may have begun; a create names the boot it
+//! is meant for, and is refused in another (`stale`). While a roll is called the node gets nothing new.
+//!
+//! A node that comes back with
 //! another instance id has lost its state dir: all it had is lost, numbered or not, since a create may have been running there.
 //! A node that the operator no longer names will never say how its tasks end: its jobs are `Failed: node lost` at the start.
 //! What runs under a lease may go on until that has run out, so such jobs are abandoned first, and lost only then.
@@ -158,6 +165,8 @@ struct Active {
     call: Call,
     /// It was there when this process started, and this process has not placed it.
     inherited: bool,
+    /// When its attempt was placed; `None`: by a life of this master before.
+    placed_at: Option<Instant>,
 }
 
 impl Active {
@@ -349,9 +358,10 @@ impl Owner {
     /// Fills memory from the database. Nodes keep what they last said, not what they hold.
     fn read_active(&mut self, now: Now) -> Result<(), StoreError> {
         self.next_id = self.store.next_id()?;
-        for KeptNode { id, instance, acknowledged } in self.store.nodes()? {
+        for KeptNode { id, instance, boot, acknowledged } in self.store.nodes()? {
             if let Some(member) = self.members.get_mut(&id) {
                 member.follow(instance, acknowledged);
+                boot.into_iter().for_each(|boot| member.follow_boot(boot));
             }
         }
         for Kept { job, kill_asked } in self.store.active()? {
@@ -364,7 +374,10 @@ impl Owner {
                 }
             }
             let id = job.id;
-            self.active.insert(id, Active { job, kill_asked, stuck: None, call: Call::Idle, inherited: true });
+            self.active.insert(
+                id,
+                Active { job, kill_asked, stuck: None, call: Call::Idle, inherited: true, placed_at: None },
+            );
             self.watch_abandoned(id, now.clock);
         }
         Ok(())
@@ -485,7 +498,8 @@ impl Owner {
             let lease = job.lease.zip(stamp).map(|(lease, stamp)| TaskLease::new(lease.length, stamp.clone()));
             TaskRequest::new(job.spec.clone(), job.id, job.attempt, self.instance.clone()).under(lease)
         };
-        Order::Create { node, tasks: jobs.map(request).collect() }
+        let boot = self.members.get(&node).and_then(Member::boot).cloned();
+        Order::Create { node, boot, tasks: jobs.map(request).collect() }
     }
 
     /// The turn failed: whatever is in memory and not in the database is dropped, and asked for again.

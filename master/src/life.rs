@@ -9,7 +9,7 @@
 //!     └──lost with its node────┴ or from Running: it is to be retried, and nothing of the attempt can be alive
 //! ```
 //!
-//! A job is lost if its node has Forgotten it, was Wiped or was Removed. One under a lease is then abandoned first, until
+//! A job is lost if its node has Forgotten it, was Rebooted, Wiped or Removed. One under a lease is then abandoned first, until
 //! LeaseOver says that nothing of it can be alive; the same news comes if its node was silent for so long. What is lost
 //! with its node then is tried elsewhere, if its user wants that and it was not lost too often. News may come late, twice or out of order: over two
 //! connections the answer to a create can arrive after the task's end. Whatever is of another attempt, or of a job that
@@ -40,6 +40,9 @@ pub enum News<'a> {
     Reported(NodeId, &'a TaskReport),
     /// The node that had the task knows of none.
     Forgotten(NodeId),
+    /// The node was booted anew since it was given the task, and knows of none: a power cut took what it wrote last, and the
+    /// task may have begun.
+    Rebooted(NodeId),
     /// Another state dir answers in the place of the node that had the task, which may still run there.
     Wiped(NodeId),
     /// This attempt has run and ended, or may have, and nobody knows how: our database is an older copy.
@@ -153,6 +156,7 @@ fn change_of_pending(job: &Job, news: News<'_>, now: Timestamp) -> Option<Change
         | News::Refused(..)
         | News::Reported(..)
         | News::Forgotten(_)
+        | News::Rebooted(_)
         | News::Wiped(_)
         | News::Removed(_)
         | News::LeaseOver(_) => None,
@@ -180,7 +184,9 @@ fn change_of_assigned(job: &Job, given: Given, news: News<'_>) -> Option<Change>
         // A task that exists was neither refused nor turned away: the node took this attempt before.
         News::NoRoom(_) | News::Refused(..) => None,
         News::Reported(node, report) => of_report(job, given, node, report),
-        News::Forgotten(_) | News::Wiped(_) | News::Removed(_) | News::LeaseOver(_) => of_loss(job, given, news),
+        News::Forgotten(_) | News::Rebooted(_) | News::Wiped(_) | News::Removed(_) | News::LeaseOver(_) => {
+            of_loss(job, given, news)
+        }
         // It has a node; the scheduler places waiting jobs only.
         News::Placed(..) => None,
     }
@@ -190,7 +196,9 @@ fn change_of_running(job: &Job, given: Given, news: News<'_>) -> Option<Change> 
     match news {
         News::KillAsked => (!given.kill_asked).then_some(Change::Dying),
         News::Reported(node, report) => of_report(job, given, node, report),
-        News::Forgotten(_) | News::Wiped(_) | News::Removed(_) | News::LeaseOver(_) => of_loss(job, given, news),
+        News::Forgotten(_) | News::Rebooted(_) | News::Wiped(_) | News::Removed(_) | News::LeaseOver(_) => {
+            of_loss(job, given, news)
+        }
         News::Found(node, attempt) => found(job, node, attempt),
         // It runs, so the node took it: these are late, or its node says itself what became of it.
         News::Accepted(..) | News::NoRoom(_) | News::Refused(..) | News::Placed(..) | News::Ran(_) | News::Taken(_) => {
@@ -222,7 +230,7 @@ fn of_report(job: &Job, given: Given, node: NodeId, report: &TaskReport) -> Opti
             let at = report.ended_at.unwrap_or(given.now);
             let end = End { status: report.status, cause, at, report: Some(report.clone()) };
             Some(match &end.cause {
-                Some(Reason::NodeRebooted) if !given.kill_asked => with_its_node(job, given, end),
+                Some(Reason::NodeRebooted) => rebooted(job, given, end),
                 Some(Reason::LeaseOver) => with_its_node(job, given, End { cause: node_lost(job), ..end }),
                 _ => Change::Ended(Box::new(end)),
             })
@@ -240,6 +248,10 @@ fn of_loss(job: &Job, given: Given, news: News<'_>) -> Option<Change> {
     let failed = |cause| Some(ended(State::Failed, Some(cause), given.now));
     match news {
         News::Forgotten(node) if here(node) && !job.is_abandoned() => failed(Reason::Lost),
+        News::Rebooted(node) if here(node) && !job.is_abandoned() => {
+            let end = End { status: State::Failed, cause: Some(Reason::NodeRebooted), at: given.now, report: None };
+            Some(rebooted(job, given, end))
+        }
         News::Wiped(node) | News::Removed(node) if here(node) && job.lease.is_some() => {
             (!job.is_abandoned()).then_some(Change::Abandoned)
         }
@@ -255,6 +267,11 @@ fn of_loss(job: &Job, given: Given, news: News<'_>) -> Option<Change> {
 
 fn node_lost(job: &Job) -> Option<Reason> {
     Some(Reason::NodeLost { attempts: job.lost_attempts.saturating_add(1) })
+}
+
+/// The boot ended it, whether or not somebody had asked for its end.
+fn rebooted(job: &Job, given: Given, end: End) -> Change {
+    if given.kill_asked { Change::Ended(Box::new(end)) } else { with_its_node(job, given, end) }
 }
 
 /// An attempt is lost with its node, and nothing of it is alive. `end`: how the job ends, if it does.
@@ -464,6 +481,21 @@ pub mod tests {
     }
 
     #[test]
+    fn what_a_boot_took_is_node_rebooted_whether_or_not_its_task_had_a_number() {
+        for job in
+            [job(State::Assigned, None), job(State::Assigned, Some(TaskId(8))), job(State::Running, Some(TaskId(8)))]
+        {
+            for kill_asked in [false, true] {
+                let lost = after(&job, kill_asked, News::Rebooted(NODE));
+                assert_eq!((lost.status, lost.cause), (State::Failed, Some(Reason::NodeRebooted)));
+            }
+            assert_eq!(change(&job, given(false), News::Rebooted(NodeId(4))), None);
+        }
+        let again = after(&leased(State::Running, OnNodeLoss::Retry), false, News::Rebooted(NODE));
+        assert_eq!((again.status, again.lost_attempts), (State::Pending, 1));
+    }
+
+    #[test]
     fn news_of_another_attempt_or_another_node_changes_nothing() {
         let other = report(JobId(1), Attempt(1), TaskId(4), State::Failed);
         for status in [State::Assigned, State::Running] {
@@ -547,7 +579,7 @@ pub mod tests {
             let job = leased(State::Running, OnNodeLoss::Retry);
             let abandoned = after(&job, false, news);
             assert_eq!((abandoned.status, abandoned.is_abandoned()), (State::Running, true));
-            for more in [news, News::Forgotten(NODE)] {
+            for more in [news, News::Forgotten(NODE), News::Rebooted(NODE)] {
                 assert_eq!(change(&abandoned, given(false), more), None);
             }
             assert_eq!(after(&abandoned, false, News::LeaseOver(NODE)).status, State::Pending);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{Timestamp, Unit};
 use wire::node::NodeResource;
-use wire::{EventNumber, InstanceId, JobId, NodeId, Stamp};
+use wire::{BootId, EventNumber, InstanceId, JobId, NodeId, Stamp};
 
 use crate::job::{Node, NodeState};
 use crate::scheduler::Amount;
@@ -61,6 +61,18 @@ pub enum Whose {
     Stranger,
 }
 
+/// What was known of a node's tasks when it was asked for all of them. Whichever of these the answer leaves out, the node
+/// has forgotten.
+#[derive(Debug, Default)]
+pub struct RollCall {
+    /// Jobs whose task numbers were known. It must know them, or has lost them.
+    pub numbered: BTreeSet<JobId>,
+    /// Jobs that it was asked to start and has not answered. Only a power cut can have taken what it knew of these.
+    pub unnumbered: BTreeSet<JobId>,
+    /// The boot it had last spoken of.
+    boot: Option<BootId>,
+}
+
 /// A node, as the owner of the jobs keeps it.
 #[derive(Debug)]
 pub struct Member {
@@ -69,6 +81,8 @@ pub struct Member {
     state: NodeState,
     resource: Option<Arc<NodeResource>>,
     instance: Option<InstanceId>,
+    /// The boot of its machine in which all of its tasks were last asked for.
+    boot: Option<BootId>,
     acknowledged: EventNumber,
     /// The last stamp that was heard of it.
     stamp: Option<Stamp>,
@@ -76,9 +90,8 @@ pub struct Member {
     stamped: Instant,
     /// Its poll may stay with it for long.
     parked: bool,
-    /// Jobs whose task numbers were known when all of the node's tasks were asked for: whichever of them the answer
-    /// leaves out, the node has forgotten.
-    roll_call: Option<BTreeSet<JobId>>,
+    /// All of its tasks were asked for, and it has not answered yet.
+    roll_call: Option<RollCall>,
     held: BTreeMap<JobId, Held>,
     /// The sums over `held`: all, and those not counted.
     ours: Amount,
@@ -104,6 +117,7 @@ impl Member {
             state: NodeState::Unknown,
             resource: None,
             instance: None,
+            boot: None,
             acknowledged: EventNumber(0),
             stamp: None,
             stamped: now.clock,
@@ -151,13 +165,30 @@ impl Member {
     /// What is kept of it, once it has a name.
     pub fn kept(&self) -> Option<KeptNode> {
         let instance = self.instance.clone()?;
-        Some(KeptNode { id: self.id, instance, acknowledged: self.acknowledged })
+        Some(KeptNode { id: self.id, instance, boot: self.boot.clone(), acknowledged: self.acknowledged })
     }
 
     /// Follows this node's events from here on.
     pub fn follow(&mut self, instance: InstanceId, acknowledged: EventNumber) {
         self.instance = Some(instance);
         self.acknowledged = acknowledged;
+    }
+
+    /// The boot in which all of its tasks were last asked for.
+    pub fn boot(&self) -> Option<&BootId> {
+        self.boot.as_ref()
+    }
+
+    /// In this boot all of its tasks were asked for.
+    pub fn follow_boot(&mut self, boot: BootId) {
+        self.boot = Some(boot);
+    }
+
+    /// Whether its machine was booted, by what it last said, since all of its tasks were asked for. A power cut may have
+    /// taken tasks out of its memory, and no event tells of those.
+    pub fn is_booted_anew(&self) -> bool {
+        let boot = self.resource.as_ref().map(|said| &said.boot_id);
+        self.boot.as_ref().zip(boot).is_some_and(|(known, boot)| known != boot)
     }
 
     /// Whether `instance` is the node our tasks are on.
@@ -178,6 +209,12 @@ impl Member {
         self.stamped
     }
 
+    /// Since when its machine runs, by what it last said; never too early, since that took a moment to arrive.
+    pub fn booted(&self) -> Option<Instant> {
+        let uptime = self.resource.as_ref().and_then(|said| said.uptime_ms)?;
+        self.silent_since.clock.checked_sub(Duration::from_millis(uptime))
+    }
+
     /// A poll was sent to it, which may stay there for long, or is to be answered at once.
     pub fn polled(&mut self, parked: bool) {
         self.parked = parked;
@@ -188,9 +225,16 @@ impl Member {
         self.parked
     }
 
-    /// All of its tasks are about to be asked for; `numbered` are the jobs it must know.
-    pub fn call_the_roll(&mut self, numbered: BTreeSet<JobId>) {
-        self.roll_call = Some(numbered);
+    /// All of its tasks are about to be asked for. `numbered` are the jobs it must know, `unnumbered` those it may.
+    pub fn call_the_roll(&mut self, numbered: BTreeSet<JobId>, unnumbered: BTreeSet<JobId>) {
+        let boot = self.resource.as_ref().map(|said| said.boot_id.clone());
+        self.roll_call = Some(RollCall { numbered, unnumbered, boot });
+    }
+
+    /// Whether the roll call that was not answered yet was ordered in the boot it last spoke of.
+    pub fn rolls_in_this_boot(&self) -> bool {
+        let boot = self.resource.as_ref().map(|said| &said.boot_id);
+        self.roll_call.as_ref().is_some_and(|roll| roll.boot.as_ref() == boot)
     }
 
     /// Whether a roll call has not been answered yet.
@@ -198,8 +242,8 @@ impl Member {
         self.roll_call.is_some()
     }
 
-    /// The answer to the last roll call is here: the jobs it must hold.
-    pub fn end_roll_call(&mut self) -> BTreeSet<JobId> {
+    /// The answer to the last roll call is here.
+    pub fn end_roll_call(&mut self) -> RollCall {
         self.roll_call.take().unwrap_or_default()
     }
 
@@ -308,9 +352,10 @@ impl Member {
 
     /// What new jobs may use, if it takes any. The node's total less all of ours is never too much for us alone;
     /// what the node said is free, less those of ours it may not have counted yet, makes room for other masters'.
+    /// One that is asked for all it has gets nothing meanwhile, so that whatever is missing was given to it before.
     pub fn room(&self) -> Option<(Arc<NodeResource>, Amount)> {
         let said = self.resource.as_ref()?;
-        let open = !self.full && said.closed.is_none();
+        let open = !self.full && said.closed.is_none() && !self.is_rolling();
         let takes = self.state == NodeState::Ready && self.trouble.is_none() && open;
         let by_ours = Amount::total_of(said).minus(self.ours);
         let by_its_word = Amount::free_of(said).minus(self.uncounted);

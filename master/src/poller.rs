@@ -19,7 +19,7 @@ use wire::http::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeI
 use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
 use wire::task::TaskRequest;
 use wire::term::{self, Speaker};
-use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, Stamp, TaskId, Term};
+use wire::{Attempt, BootId, EventNumber, InstanceId, JobId, NodeId, Stamp, TaskId, Term};
 
 use crate::fault;
 
@@ -56,6 +56,8 @@ pub enum Order {
     Create {
         /// Which node.
         node: NodeId,
+        /// The boot of its machine we know of.
+        boot: Option<BootId>,
         /// In the order the jobs came.
         tasks: Vec<TaskRequest>,
     },
@@ -295,9 +297,10 @@ impl<F: FnMut(Heard)> Poller<F> {
                 let request = ClientRequest::post_json("/task/kill", format!("{{\"taskId\":{task}}}").into_bytes());
                 self.ask(node, Asked::Killed { job, task }, request, Duration::ZERO, now);
             }
-            Order::Create { node, tasks } => {
+            Order::Create { node, boot, tasks } => {
+                let boot = boot.map_or(String::new(), |boot| format!("?boot={boot}"));
                 for (tasks, body) in creates(&tasks) {
-                    let request = ClientRequest::post_json("/task/create", body);
+                    let request = ClientRequest::post_json(format!("/task/create{boot}"), body);
                     self.ask(node, Asked::Created { tasks }, request, Duration::ZERO, now);
                 }
             }

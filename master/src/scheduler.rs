@@ -442,6 +442,7 @@ pub mod tests {
             node_id: NodeId(id),
             instance: InstanceId(format!("{id:032x}")),
             boot_id: BootId("boot".into()),
+            uptime_ms: None,
             tasks: 0,
             load: [0.0; 3],
             images: vec!["busybox".parse().unwrap()],

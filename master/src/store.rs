@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Statement, params, params_from_iter};
 use wire::fault::{Errno, Point};
-use wire::{Attempt, EventNumber, InstanceId, JobId, JobSpec, NodeId, Resource, State, TaskId};
+use wire::{Attempt, BootId, EventNumber, InstanceId, JobId, JobSpec, NodeId, Resource, State, TaskId};
 
 use crate::claim::{Claim, ClaimError};
 use crate::fault;
@@ -27,7 +27,7 @@ pub const FILE: &str = "master.db";
 /// How SQLite locks and maps it.
 const VFS: &std::ffi::CStr = c"unix-excl";
 /// The schema this version reads and writes (`PRAGMA user_version`).
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 /// How a database file begins (sqlite.org/fileformat2.html).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// The most jobs one page may list.
@@ -76,6 +76,7 @@ const SCHEMA: &str = "
     CREATE TABLE nodes (
         id INTEGER PRIMARY KEY,
         instance TEXT NOT NULL,
+        boot TEXT,
         acknowledged INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE master (instance TEXT NOT NULL) STRICT;
@@ -89,6 +90,9 @@ const TO_SECOND: &str = "
     ALTER TABLE jobs ADD COLUMN lease_abandoned INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE jobs ADD COLUMN lost_attempts INTEGER NOT NULL DEFAULT 0;
 ";
+
+/// To the third: in which boot of its machine a node was last asked for all it has.
+const TO_THIRD: &str = "ALTER TABLE nodes ADD COLUMN boot TEXT;";
 
 const JOB_COLUMNS: &str = "id, name, cpu, mem, command_line, package_path, image_id, timeout_ms, status, kill_asked, \
      cause, exit_code, node, task, attempt, submitted_ns, started_ns, ended_ns, cpu_ms, memory_peak_bytes, \
@@ -213,6 +217,8 @@ pub struct KeptNode {
     pub id: NodeId,
     /// Whose state dir the tasks given to it live in.
     pub instance: InstanceId,
+    /// In which boot of its machine all of its tasks were last asked for; `None`: an older version did.
+    pub boot: Option<BootId>,
     /// The last of its events that is in the database.
     pub acknowledged: EventNumber,
 }
@@ -262,12 +268,20 @@ impl Store {
         let version = self.db.query_row("PRAGMA user_version", [], |row| row.get(0));
         match doing("read the schema's version", version)? {
             SCHEMA_VERSION => {}
-            1 => doing("bring the tables up to date", self.db.execute_batch(&migration(TO_SECOND)))?,
+            1 => self.bring_up_to_date(&[TO_SECOND, TO_THIRD])?,
+            2 => self.bring_up_to_date(&[TO_THIRD])?,
             0 => return damaged("it is empty".to_owned()),
             found => return Err(StoreError::OtherVersion { found }),
         }
         let said: String = doing("look for damage", self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
         if said == "ok" { Ok(()) } else { damaged(said.replace('\n', " ")) }
+    }
+
+    /// All of these steps, or nothing.
+    fn bring_up_to_date(&self, steps: &[&str]) -> Result<(), StoreError> {
+        let steps = steps.concat();
+        let sql = format!("BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
+        doing("bring the tables up to date", self.db.execute_batch(&sql))
     }
 
     /// This master's name, born with the database.
@@ -380,10 +394,11 @@ impl Store {
     }
 
     fn save_node(&self, node: &KeptNode) -> Result<(), StoreError> {
-        let sql = "INSERT INTO nodes (id, instance, acknowledged) VALUES (?1, ?2, ?3)
-             ON CONFLICT (id) DO UPDATE SET instance = ?2, acknowledged = ?3";
+        let sql = "INSERT INTO nodes (id, instance, acknowledged, boot) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (id) DO UPDATE SET instance = ?2, acknowledged = ?3, boot = ?4";
         let mut upsert = doing("save a node", self.db.prepare_cached(sql))?;
-        let row = params![node.id.0, node.instance.0, to_i64(node.acknowledged.0)];
+        let boot = node.boot.as_ref().map(|boot| &boot.0);
+        let row = params![node.id.0, node.instance.0, to_i64(node.acknowledged.0), boot];
         doing("save a node", upsert.execute(row)).map(drop)
     }
 
@@ -398,10 +413,11 @@ impl Store {
     /// Every node that was ever heard of.
     pub fn nodes(&self) -> Result<Vec<KeptNode>, StoreError> {
         let rows =
-            self.db.prepare("SELECT id, instance, acknowledged FROM nodes ORDER BY id").and_then(|mut select| {
+            self.db.prepare("SELECT id, instance, acknowledged, boot FROM nodes ORDER BY id").and_then(|mut select| {
                 let node = |row: &Row<'_>| {
+                    let (instance, boot) = (InstanceId(row.get(1)?), row.get::<_, Option<String>>(3)?.map(BootId));
                     let acknowledged = EventNumber(from_i64(row.get(2)?));
-                    Ok(KeptNode { id: NodeId(row.get(0)?), instance: InstanceId(row.get(1)?), acknowledged })
+                    Ok(KeptNode { id: NodeId(row.get(0)?), instance, boot, acknowledged })
                 };
                 select.query_map([], node)?.collect()
             });
@@ -536,11 +552,6 @@ fn escape_like(text: &str) -> String {
 fn tune(db: &Connection, pragmas: &str) -> rusqlite::Result<()> {
     db.busy_timeout(Duration::from_secs(5))?;
     db.execute_batch(pragmas)
-}
-
-/// All of a step to this schema, or nothing.
-fn migration(step: &str) -> String {
-    format!("BEGIN IMMEDIATE; {step} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 }
 
 /// SQLite takes an empty file for a new database, and throws away the log beside it.
@@ -818,21 +829,27 @@ mod tests {
     }
 
     #[test]
-    fn a_database_of_the_first_version_is_brought_up_to_date_with_all_that_is_in_it() {
+    fn a_database_of_an_older_version_is_brought_up_to_date_with_all_that_is_in_it() {
+        let leases = ["on_node_loss", "lease_ms", "lease_abandoned", "lost_attempts"];
+        is_brought_up_to_date(1, &[leases.as_slice(), &["boot"]].concat());
+        is_brought_up_to_date(2, &["boot"]);
+    }
+
+    /// `added`: the columns that came after that version.
+    fn is_brought_up_to_date(version: i64, added: &[&str]) {
         let dir = Scratch::new();
         let db = Connection::open(dir.path().join(FILE)).unwrap();
-        // As berth-master made it before there were leases.
-        let added = ["on_node_loss", "lease_ms", "lease_abandoned", "lost_attempts"];
-        let first: String = SCHEMA
+        let older: String = SCHEMA
             .split_inclusive('\n')
             .filter(|line| !added.iter().any(|name| line.trim_start().starts_with(&format!("{name} "))))
             .collect();
-        db.execute_batch(&first).unwrap();
-        db.execute_batch(
+        db.execute_batch(&older).unwrap();
+        db.execute_batch(&format!(
             "INSERT INTO state_counts VALUES ('Running', 0);
              INSERT INTO jobs (name, cpu, mem, command_line, package_path, image_id, timeout_ms, status, submitted_ns)
-             VALUES ('old', 'x1', 64, 'true', '', 'busybox', 0, 'Running', 7); PRAGMA user_version = 1;",
-        )
+             VALUES ('old', 'x1', 64, 'true', '', 'busybox', 0, 'Running', 7);
+             INSERT INTO nodes (id, instance, acknowledged) VALUES (3, 'a', 9); PRAGMA user_version = {version};"
+        ))
         .unwrap();
         drop(db);
         for _ in 0..2 {
@@ -840,6 +857,8 @@ mod tests {
             let job = store.job(JobId(1)).unwrap().unwrap().job;
             assert_eq!((job.spec.name.as_str(), job.spec.on_node_loss), ("old", OnNodeLoss::Wait));
             assert_eq!((job.lease, job.lost_attempts), (None, 0));
+            let (instance, acknowledged) = (InstanceId("a".into()), EventNumber(9));
+            assert_eq!(store.nodes().unwrap(), [KeptNode { id: NodeId(3), instance, boot: None, acknowledged }]);
         }
         let store = Store::open_in(dir.path()).unwrap();
         assert_eq!(add(&store, "new").id, JobId(2));

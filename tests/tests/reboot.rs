@@ -90,11 +90,7 @@ fn an_end_that_is_on_the_disk_counts_though_the_power_cut_took_the_line_of_its_l
         fs::write(format!("/proc/{}/root/workspace/over", payload.pid), "").expect("end the command");
         until_none("the task to end", || node.footprint().processes());
         power_off(node, &[]);
-        let journal = node.state_dir().join("journal");
-        let lines = fs::read_to_string(&journal).expect("the journal");
-        let kept: Vec<&str> = lines.lines().take_while(|line| !line.contains("\"launched\"")).collect();
-        assert!(kept.len() < lines.lines().count() && kept.iter().any(|line| line.contains("\"accepted\"")), "{lines}");
-        fs::write(&journal, format!("{}\n", kept.join("\n"))).expect("cut the journal");
+        cut_journal(node, "\"launched\"");
         node.restart();
         assert_eq!(outcome(&node.info(task)), ("Failed", "exit code 4"));
     });
@@ -115,6 +111,41 @@ fn its_jobs_fail_with_that_reason_and_are_not_run_again() {
         assert_eq!(cluster.master.job(ended.job_id), ended);
         assert_eq!(cluster.run(&job("true")).outcome(), "Finished");
     });
+}
+
+/// Takes the last lines of the journal, from the first that has this in it, as a power cut takes what was not synced.
+fn cut_journal(node: &Node, from: &str) {
+    let journal = node.state_dir().join("journal");
+    let lines = fs::read_to_string(&journal).expect("the journal");
+    let kept: Vec<&str> = lines.lines().take_while(|line| !line.contains(from)).collect();
+    assert!(kept.len() < lines.lines().count(), "nothing of {from} is in the journal: {lines}");
+    fs::write(&journal, format!("{}\n", kept.join("\n"))).expect("cut the journal");
+}
+
+#[test]
+fn what_the_power_cut_took_out_of_the_nodes_memory_is_node_rebooted_and_is_not_run_again() {
+    for master_dies in [false, true] {
+        Cluster::small(|cluster| {
+            let ended = cluster.run(&job("true"));
+            let running = cluster.master.submit(&job("echo once; exec sleep 83003"));
+            cluster.master.wait_status(running.job_id, "Running");
+            let master = cluster.master.daemon().pid();
+            if master_dies {
+                cluster.master.daemon().kill();
+            }
+            power_off(cluster.node(), &[master]);
+            cut_journal(cluster.node(), "sleep 83003");
+            cluster.node().restart();
+            if master_dies {
+                cluster.master.daemon().restart();
+            }
+            let rebooted = cluster.master.wait_final(running.job_id);
+            assert_eq!((rebooted.outcome().as_str(), rebooted.attempt), ("Failed: node rebooted", 1));
+            assert_eq!(cluster.stdout(&rebooted), "once\n");
+            assert_eq!(cluster.master.job(ended.job_id), ended);
+            assert_eq!(cluster.run(&job("true")).outcome(), "Finished");
+        });
+    }
 }
 
 #[test]

@@ -6,11 +6,15 @@ use wire::{Attempt, EventNumber, JobId, NodeId};
 
 use super::{Call, Owner};
 use crate::job::Job;
+use crate::nodes::Member;
 use crate::poller::Order;
 
 impl Owner {
     /// Makes the calls that this node still owes us an answer to: creates that were not answered, kills not taken.
     pub(super) fn call_again(&mut self, node: NodeId) {
+        if self.members.get(&node).is_some_and(Member::is_rolling) {
+            return;
+        }
         let jobs: Vec<JobId> = self.members.get(&node).map(|member| member.jobs().collect()).unwrap_or_default();
         for job in jobs {
             self.call_create(job);
@@ -72,10 +76,12 @@ impl Owner {
 
     pub(super) fn order_roll_call(&mut self, node: NodeId, delay: Duration) {
         let Some(member) = self.members.get_mut(&node) else { return };
-        let known = |job: &Job| job.placed.is_some_and(|placed| placed.task.is_some()) && !job.is_abandoned();
-        let numbered = |id: &JobId| self.active.get(id).is_some_and(|active| known(&active.job));
-        let numbered = member.jobs().filter(numbered).collect();
-        member.call_the_roll(numbered);
+        let is_numbered = |job: &Job| job.placed.is_some_and(|placed| placed.task.is_some());
+        let jobs = member.jobs().filter_map(|id| self.active.get(&id)).map(|active| &active.job);
+        let (numbered, unnumbered): (Vec<_>, Vec<_>) =
+            jobs.filter(|job| !job.is_abandoned()).partition(|job| is_numbered(job));
+        let ids = |jobs: Vec<&Job>| jobs.into_iter().map(|job| job.id).collect();
+        member.call_the_roll(ids(numbered), ids(unnumbered));
         member.polled(false);
         self.turn.orders.push(Order::Poll {
             node,

@@ -28,7 +28,7 @@ impl Owner {
         let need = Need::of(&active.job.spec);
         self.turn.touched.extend(before);
         match follow {
-            Follow::Place(node) => self.place_on(node, id, &need),
+            Follow::Place(node) => self.place_on(node, id, &need, now),
             Follow::Move(node) => self.move_to(before, node, id, &need),
             Follow::Nothing => {}
             Follow::WaitAgain => self.take_back(before, id, need),
@@ -38,13 +38,14 @@ impl Owner {
         }
     }
 
-    pub(super) fn place_on(&mut self, node: NodeId, id: JobId, need: &Need) {
+    pub(super) fn place_on(&mut self, node: NodeId, id: JobId, need: &Need, now: Now) {
         if let Some(member) = self.members.get_mut(&node) {
             member.hold(id, need.amount());
         }
         if let Some(active) = self.active.get_mut(&id) {
             active.call = Call::Creating;
             active.inherited = false;
+            active.placed_at = Some(now.clock);
         }
         self.turn.to_create.entry(node).or_default().push(id);
     }

@@ -8,7 +8,7 @@ use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, TaskId};
 
 use super::{AFTER_A_FAILED_CALL, CLOSED_UNTIL_ASKED, Call, Owner};
 use crate::life::News;
-use crate::nodes::{Member, Now, Whose};
+use crate::nodes::{Member, Now, RollCall, Whose};
 use crate::poller::{Heard, Said};
 
 impl Owner {
@@ -70,6 +70,8 @@ impl Owner {
         if member.answered(resource, now) {
             log::info!("node {node} is ready");
         }
+        let rebooted = !stranger && member.is_booted_anew();
+        let unasked = (rebooted && !member.rolls_in_this_boot()) || (member.is_rolling() && after > EventNumber(0));
         let mut forgot_too_much = false;
         if let Some(remembered) = &events.remembered {
             let known = self.members.get(&node).and_then(Member::followed);
@@ -86,30 +88,37 @@ impl Owner {
             self.order_roll_call(node, Duration::ZERO);
             return;
         }
+        if unasked {
+            // A power cut may have taken tasks of which no event tells.
+            self.order_roll_call(node, Duration::ZERO);
+            return;
+        }
         if after == EventNumber(0)
             && let Some(member) = self.members.get_mut(&node)
         {
             member.strangers().clear();
         }
-        self.hear_reports(node, &events.events, now);
+        self.hear_reports(node, &events.events, rebooted, now);
         if forgot_too_much {
             self.doubt_unanswered(node, now);
         }
         if after == EventNumber(0) {
             self.heard_out(node);
         }
+        self.follow_boot(node);
         self.follow_node(node, instance, events.last);
         self.ask_again_if_closed(node);
         self.order_poll(node, Duration::ZERO);
         self.call_again(node);
     }
 
-    pub(super) fn hear_reports(&mut self, node: NodeId, reports: &[TaskReport], now: Now) {
-        let mut missing = self.members.get_mut(&node).map(Member::end_roll_call).unwrap_or_default();
+    pub(super) fn hear_reports(&mut self, node: NodeId, reports: &[TaskReport], rebooted: bool, now: Now) {
+        let mut roll = self.members.get_mut(&node).map(Member::end_roll_call).unwrap_or_default();
         for report in reports {
             let ours = report.key.job_id.filter(|_| report.key.master.as_ref() == Some(&self.instance));
             if let Some(job) = ours {
-                missing.remove(&job);
+                roll.numbered.remove(&job);
+                roll.unnumbered.remove(&job);
                 self.catch_up(node, report, now);
                 if self.active.get(&job).is_some_and(|active| active.job.is_abandoned()) {
                     // That it is there after all comes first.
@@ -130,9 +139,29 @@ impl Owner {
                 member.count(job);
             }
         }
-        for job in missing.into_iter().filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
+        if rebooted {
+            self.hear_reboot(node, &roll, now);
+            return;
+        }
+        for job in roll.numbered.into_iter().filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
             log::warn!("node {node} knows nothing of job {job}; it is lost");
             self.change(job, News::Forgotten(node), now);
+        }
+    }
+
+    /// The node's machine was booted anew, and of these jobs it knows nothing: a power cut took what it wrote last. What
+    /// was sent to it before may have begun there, and is not begun again; what was sent since was not taken.
+    fn hear_reboot(&mut self, node: NodeId, missing: &RollCall, now: Now) {
+        let booted = self.members.get(&node).and_then(Member::booted);
+        let before = |id: &JobId| {
+            let placed_at = self.active.get(id).and_then(|active| active.placed_at);
+            placed_at.zip(booted).is_none_or(|(placed, booted)| placed < booted)
+        };
+        let begun: Vec<JobId> = missing.unnumbered.iter().copied().filter(before).collect();
+        let known: Vec<JobId> = missing.numbered.iter().copied().collect();
+        for job in known.into_iter().chain(begun).filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
+            log::warn!("node {node} was booted anew and knows nothing of job {job} any more");
+            self.change(job, News::Rebooted(node), now);
         }
     }
 
@@ -152,6 +181,16 @@ impl Owner {
         }
         member.follow(instance, last);
         self.turn.followed.insert(node);
+    }
+
+    /// All that it has was heard, if it was asked for that in this boot of its machine.
+    fn follow_boot(&mut self, node: NodeId) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        let boot = member.resource().map(|said| said.boot_id.clone()).filter(|boot| member.boot() != Some(boot));
+        if let Some(boot) = boot {
+            member.follow_boot(boot);
+            self.turn.followed.insert(node);
+        }
     }
 
     pub(super) fn hear_created(
@@ -238,9 +277,7 @@ impl Owner {
         match answer {
             Ok(Ok(())) if same => active.call = Call::KillTaken,
             // The end of a task the node has forgotten was acknowledged, so committed; this job's was not.
-            Ok(Err(Refusal { code: RefusalCode::NotFound, .. })) if same => {
-                self.change(job, News::Forgotten(node), now);
-            }
+            Ok(Err(Refusal { code: RefusalCode::NotFound, .. })) if same => self.order_roll_call(node, Duration::ZERO),
             Ok(Err(refusal)) if same => {
                 log::warn!("node {node} did not kill task {task}, it is asked again: {}", refusal.message);
                 self.order_ask(node, AFTER_A_FAILED_CALL);
@@ -265,6 +302,9 @@ impl Owner {
         match answer {
             Ok(said) if acquainted => {
                 member.answered(said, now);
+                if member.is_booted_anew() && !member.rolls_in_this_boot() {
+                    self.order_roll_call(node, Duration::ZERO);
+                }
                 self.ask_again_if_closed(node);
                 self.call_again(node);
             }

@@ -11,7 +11,7 @@ use crate::life::tests::report;
 use crate::scheduler::tests::resource;
 use crate::state_dir::Scratch;
 use wire::task::TaskReport;
-use wire::{Attempt, CpuAmount, EventNumber, OnNodeLoss, Reason, Stamp, State, TaskId};
+use wire::{Attempt, BootId, CpuAmount, EventNumber, OnNodeLoss, Reason, Stamp, State, TaskId};
 
 /// What its jobs run under that do not wait.
 const LEASE: Duration = Duration::from_secs(60);
@@ -782,13 +782,87 @@ fn what_could_not_be_committed_never_was_and_the_next_turn_works() {
     assert_eq!(master.submit(vec![spec(64)]).0.unwrap()[0].id, JobId(2));
 }
 
+/// The node after a boot of its machine some time ago.
+fn booted_anew(ago: Duration) -> NodeResource {
+    NodeResource { boot_id: BootId("another".into()), uptime_ms: u64::try_from(ago.as_millis()).ok(), ..node() }
+}
+
+#[test]
+fn a_node_that_was_booted_anew_is_asked_for_all_it_has_and_what_the_power_cut_took_has_failed() {
+    for restart in [false, true] {
+        let mut master = running();
+        master.submit(vec![spec(64)]).0.unwrap();
+        master.says(0, answer(2, 1, created(9)));
+        master.tells(node(), 2, 3, vec![said(2, 9, State::Assigned)]);
+        master.passes(Duration::from_secs(20));
+        let orders = if restart { master.start() } else { master.tells(booted_anew(LEASE), 3, 1003, vec![]) };
+        assert_eq!(polls(&orders), [(0, false)], "no event tells of what was taken");
+        if restart {
+            assert_eq!(polls(&master.tells(booted_anew(LEASE), 0, 1003, vec![])), [(0, false)]);
+        }
+        let rebooted = TaskReport { cause: Some(Reason::NodeRebooted), ..said(2, 9, State::Failed) };
+        assert_eq!(polls(&master.tells(booted_anew(LEASE), 0, 1004, vec![rebooted])), [(1004, true)]);
+        for job in [1, 2] {
+            assert_eq!(master.job(job).reason().as_deref(), Some("node rebooted"));
+        }
+        master.start();
+        assert_eq!(polls(&master.tells(booted_anew(LEASE), 0, 1004, vec![])), [(1004, true)], "that boot is known");
+    }
+}
+
+#[test]
+fn a_create_of_before_the_boot_is_not_sent_again_and_one_since_is_once_all_was_heard() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.passes(Duration::from_secs(20));
+    let (_, orders) = master.submit(vec![spec(64)]);
+    let booted = Some(BootId("boot".into()));
+    assert!(matches!(&orders[..], [Order::Create { boot, .. }] if *boot == booted), "{orders:?}");
+    let cut = |job| Said::Created { tasks: vec![(JobId(job), Attempt(1))], answer: Err("reset".into()) };
+    master.says(0, cut(1));
+    master.says(0, answer(2, 1, refused(RefusalCode::Stale)));
+    let uptime = Duration::from_secs(10);
+    let orders = master.says(0, Said::Free { answer: Ok(booted_anew(uptime)) });
+    assert_eq!((creates(&orders), polls(&orders)), (vec![], vec![(0, false)]));
+    assert_eq!(
+        creates(&master.submit(vec![spec(64)]).1),
+        [],
+        "what is given to it now could not be told from what it lost"
+    );
+    let orders = master.tells(booted_anew(uptime), 0, 1000, vec![]);
+    assert_eq!(master.job(1).reason().as_deref(), Some("node rebooted"), "it may have begun");
+    let mut sent = creates(&orders);
+    sent.sort_unstable();
+    assert_eq!(sent, [(2, 1), (3, 1)]);
+}
+
+#[test]
+fn a_kill_of_a_task_that_the_node_does_not_know_asks_for_all_it_has() {
+    let mut master = running();
+    assert_eq!(kills(&master.kill(1).1), [8]);
+    let not_found = Err(Refusal::new(RefusalCode::NotFound, "no such task"));
+    let orders = master.says(0, Said::Killed { job: JobId(1), task: TaskId(8), answer: Ok(not_found) });
+    assert_eq!(polls(&orders), [(0, false)]);
+    let late = master.tells(node(), 2, 2, vec![]);
+    assert_eq!((polls(&late), master.job(1).status), (vec![(0, false)], State::Running), "that is no answer to it");
+    master.tells(node(), 0, 2, vec![]);
+    assert_eq!(master.job(1).reason().as_deref(), Some("lost"));
+}
+
 /// A node that is played: it keeps its tasks over every death of the master.
 struct PlayedNode {
+    /// Which boot of its machine it is, and when that was.
+    boot: u32,
+    booted: Instant,
+    now: Instant,
     next_task: u64,
     last: u64,
     /// By key: the task, its report, how often it was started.
     tasks: BTreeMap<(u64, u32), TaskReport>,
     started: BTreeMap<(u64, u32), u32>,
+    /// What has ended, and the master has heard of it.
+    over: BTreeSet<(u64, u32)>,
 }
 
 impl PlayedNode {
@@ -804,6 +878,9 @@ impl PlayedNode {
 
     fn create(&mut self, request: &TaskRequest) -> Answer<Created> {
         let key = (request.job_id.unwrap().0, request.attempt.unwrap().0);
+        if self.over.contains(&key) {
+            return refused(RefusalCode::AlreadyRun);
+        }
         if !self.tasks.contains_key(&key) {
             let busy = self.tasks.values().filter(|task| !task.status.is_final()).count();
             if busy >= 3 {
@@ -829,20 +906,44 @@ impl PlayedNode {
         }
     }
 
+    /// Its machine loses its power: what it wrote last is gone with all that ran, and the numbers skip ahead.
+    fn loses_power(&mut self, unsynced: u64) {
+        let kept = self.last.saturating_sub(unsynced);
+        self.tasks.retain(|_, task| task.event.0 <= kept);
+        (self.last, self.next_task) = (self.last + 1000, self.next_task + 1000);
+        let cut_off: Vec<_> =
+            self.tasks.iter().filter(|(_, task)| !task.status.is_final()).map(|(key, _)| *key).collect();
+        for key in cut_off {
+            self.stamp(key, State::Failed);
+        }
+        self.boot += 1;
+        self.booted = self.now;
+    }
+
     fn events(&mut self, after: u64) -> Events {
-        self.tasks.retain(|_, task| !(task.status.is_final() && task.event.0 <= after));
+        let is_over = |_: &(u64, u32), task: &mut TaskReport| task.status.is_final() && task.event.0 <= after;
+        self.over.extend(self.tasks.extract_if(.., is_over).map(|(key, _)| key));
         let events = self.tasks.values().filter(|task| task.event.0 > after).cloned().collect();
         let busy = self.tasks.values().filter(|task| !task.status.is_final()).count() as u32;
-        let free = NodeResource { cpu: CpuAmount::whole(4 - busy), mem: 1000 - 64 * u64::from(busy), ..node() };
+        let free =
+            NodeResource { cpu: CpuAmount::whole(4 - busy), mem: 1000 - 64 * u64::from(busy), ..self.says_of_itself() };
         Events { last: EventNumber(self.last), events, resource: free, remembered: None }
+    }
+
+    fn says_of_itself(&self) -> NodeResource {
+        let uptime = self.now - self.booted;
+        let boot_id = BootId(format!("boot {}", self.boot));
+        NodeResource { boot_id, uptime_ms: u64::try_from(uptime.as_millis()).ok(), ..node() }
     }
 
     fn carry_out(&mut self, order: Order) -> Said {
         match order {
             Order::Poll { after, .. } => Said::Events { after, answer: Ok(self.events(after.0)) },
-            Order::Create { tasks, .. } => {
+            Order::Create { tasks, boot, .. } => {
                 let keys = tasks.iter().map(|task| (task.job_id.unwrap(), task.attempt.unwrap())).collect();
-                let answers = tasks.iter().map(|task| self.create(task)).collect();
+                let stale = boot != Some(self.says_of_itself().boot_id);
+                let answer = |task| if stale { refused(RefusalCode::Stale) } else { self.create(task) };
+                let answers = tasks.iter().map(answer).collect();
                 Said::Created { tasks: keys, answer: Ok(answers) }
             }
             Order::Kill { job, task, .. } => {
@@ -875,7 +976,7 @@ fn cut(said: Said) -> Said {
 
 #[test]
 fn whatever_is_cut_reordered_or_killed_every_job_ends_once_with_its_true_state() {
-    for seed in 0..40_u64 {
+    for seed in 0..200_u64 {
         play(seed);
     }
 }
@@ -895,13 +996,18 @@ impl Dice {
 fn play(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut master = Master::new(1);
-    let mut played = PlayedNode { next_task: 0, last: 0, tasks: BTreeMap::new(), started: BTreeMap::new() };
+    let now = master.now.clock;
+    let (tasks, started, over) = Default::default();
+    let mut played = PlayedNode { boot: 0, booted: now, now, next_task: 0, last: 0, tasks, started, over };
     let mut truth: BTreeMap<u64, State> = BTreeMap::new();
+    let mut cut_off: BTreeSet<u64> = BTreeSet::new();
     let mut orders = master.start();
     let mut answers: Vec<Said> = Vec::new();
     for step in 0..400 {
         let calm = step > 150;
-        match dice.below(if calm { 6 } else { 10 }) {
+        master.passes(Duration::from_millis(1));
+        played.now = master.now.clock;
+        match dice.below(if calm { 6 } else { 11 }) {
             0 | 1 if !orders.is_empty() => {
                 let order = orders.swap_remove(dice.below(orders.len()));
                 let said = played.carry_out(order);
@@ -929,10 +1035,25 @@ fn play(seed: u64) {
                 answers.clear();
                 orders = master.start();
             }
+            // The power goes: of what was on its way the node has taken some, and none is answered.
+            9 if dice.below(4) == 0 => {
+                for order in orders.drain(..) {
+                    let said = played.carry_out(order);
+                    answers.push(cut(said));
+                }
+                cut_off.extend(played.started.keys().map(|(job, _)| *job));
+                played.loses_power(dice.below(12) as u64);
+                master.passes(Duration::from_millis(1));
+            }
             _ => {}
         }
         for ((job, _), task) in played.tasks.iter().filter(|(_, task)| task.status.is_final()) {
             truth.insert(*job, task.status);
+        }
+        // Until it has heard all since the boot, the master does not know what may have begun before.
+        if master.owner().members[&NodeId(0)].boot() != Some(&played.says_of_itself().boot_id) {
+            let placed = master.owner().active.values().filter(|active| active.job.placed.is_some());
+            cut_off.extend(placed.map(|active| active.job.id.0));
         }
     }
     finish(&mut master, &mut played, orders, answers, &mut truth);
@@ -942,7 +1063,8 @@ fn play(seed: u64) {
         let tasks = played.started.keys().filter(|(id, _)| *id == job).count();
         assert!(tasks <= 1, "seed {seed}: job {job} ran as {tasks} tasks");
         let ended = if tasks == 0 { State::Killed } else { ended };
-        assert_eq!(shown.status, ended, "seed {seed}: job {job}");
+        let rebooted = cut_off.contains(&job) && shown.status == State::Failed;
+        assert!(shown.status == ended || rebooted, "seed {seed}: job {job} is {}, not {ended}", shown.status);
     }
 }
 

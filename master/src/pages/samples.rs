@@ -115,6 +115,7 @@ pub(super) fn resource(node: u32, images: &[&str]) -> NodeResource {
         node_id: NodeId(node),
         instance: InstanceId("0123456789abcdef0123456789abcdef".to_owned()),
         boot_id: BootId("5f0c2a3e-0000-4000-8000-000000000000".to_owned()),
+        uptime_ms: None,
         tasks: 11,
         load: [12.41, 11.03, 7.9],
         images: images.iter().map(|name| image(name)).collect(),
