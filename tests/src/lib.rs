@@ -10,6 +10,7 @@
 
 pub mod cgroup;
 pub mod chromium;
+pub mod client;
 pub mod cluster;
 pub mod conformance;
 pub mod daemon;

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::json;
+use tests::client::Client;
 use tests::cluster::{Cluster, Plan};
-use tests::daemon::binary;
 use tests::http::{Connection, Request, Response};
 use tests::job::{Job, job, job_with};
 use tests::node::NodePlan;
@@ -352,61 +351,16 @@ fn the_details_page_shows_the_tail_as_it_grows() {
     });
 }
 
-/// `scripts/berth logs -f`, its output in files.
-struct Client {
-    child: Child,
-    stdout: PathBuf,
-    stderr: PathBuf,
-}
-
-impl Client {
-    fn follow(cluster: &Cluster, job: &Job) -> Client {
-        let file = |name: &str| cluster.sandbox().dir().join(name);
-        let (stdout, stderr) = (file("berth.out"), file("berth.err"));
-        let script = binary("berth-master").ancestors().nth(3).expect("a workspace").join("scripts/berth");
-        let mut command = Command::new(script);
-        command.args(["logs", "-f", &job.job_id.to_string()]).stdin(Stdio::null());
-        command.env("BERTH_MASTER", format!("http://{}", cluster.master.addr()));
-        command.stdout(fs::File::create(&stdout).expect("create")).stderr(fs::File::create(&stderr).expect("create"));
-        Client { child: command.spawn().expect("run scripts/berth"), stdout, stderr }
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.stdout).expect("its output")
-    }
-
-    fn complained(&self) -> String {
-        fs::read_to_string(&self.stderr).expect("its errors")
-    }
-
-    fn wait_for(&self, text: &str) {
-        until(format!("berth logs -f to say {text:?}"), || {
-            let said = self.said();
-            if said.contains(text) { Ok(()) } else { Err((said, self.complained())) }
-        });
-    }
-
-    fn exit_code(&mut self) -> Option<i32> {
-        until("berth logs -f to end", || match self.child.try_wait() {
-            Ok(Some(status)) => Ok(status.code()),
-            other => Err(format!("{other:?}")),
-        })
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        // It has ended already, but in a failed test.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// `scripts/berth logs -f`.
+fn follow(cluster: &Cluster, job: &Job) -> Client {
+    Client::start(cluster, &[cluster.master.addr()], &["logs", "-f", &job.job_id.to_string()])
 }
 
 #[test]
 fn the_clients_logs_are_whole_though_its_master_is_killed_and_comes_back() {
     Cluster::small(|cluster| {
         let job = two_lines(cluster);
-        let mut client = Client::follow(cluster, &job);
+        let mut client = follow(cluster, &job);
         client.wait_for("first\n");
         cluster.master.daemon().kill();
         until_true("a word on the cut connection", || client.complained().contains("going on"));
@@ -421,7 +375,7 @@ fn the_clients_logs_are_whole_though_its_master_is_killed_and_comes_back() {
 fn the_client_gives_a_master_up_that_does_not_come_back() {
     Cluster::small(|cluster| {
         let job = two_lines(cluster);
-        let mut client = Client::follow(cluster, &job);
+        let mut client = follow(cluster, &job);
         client.wait_for("first\n");
         cluster.master.daemon().kill();
         assert_eq!(client.exit_code(), Some(2));

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use tests::client::Client;
 use tests::cluster::{Cluster, Plan};
 use tests::job::job;
 use tests::ledger::Kind;
@@ -52,6 +53,33 @@ fn masters_that_are_killed_again_and_again_and_take_turns_lose_no_job_and_run_no
         assert!(tally.is_clean(), "after {number} changes: {tally:#?}");
     }
     storm.finish();
+}
+
+#[test]
+fn a_client_that_waits_or_follows_goes_on_with_the_master_that_took_over() {
+    plan().run(|cluster| {
+        let second = standby(cluster);
+        let masters = [cluster.master.addr(), second.addr()];
+        let command = "echo first; while [ ! -e over ]; do sleep 0.02; done; echo second; exit 7";
+        let running = cluster.master.submit(&job(command));
+        cluster.master.wait_status(running.job_id, "Running");
+        let id = running.job_id.to_string();
+        let mut waits = Client::start(cluster, &masters, &["wait", &id]);
+        let mut follows = Client::start(cluster, &masters, &["logs", "-f", &id]);
+        follows.wait_for("first\n");
+        cluster.master.daemon().kill();
+        second.wait_until_there();
+        for client in [&waits, &follows] {
+            until_true("the client to say that its master is gone", || client.complained().contains("does not answer"));
+        }
+        let payload = cluster.footprint().process("sh -c");
+        fs::write(format!("/proc/{}/root/workspace/over", payload.pid), "").expect("end the command");
+        assert_eq!(follows.exit_code(), Some(0), "{}", follows.complained());
+        assert_eq!(follows.said(), "first\nsecond\n");
+        assert_eq!(waits.exit_code(), Some(7), "{}", waits.complained());
+        assert_eq!(waits.said(), format!("{id}\tFailed\texit code 7\n"));
+        cluster.master.daemon().restart_waiting();
+    });
 }
 
 #[test]

@@ -1,0 +1,68 @@
+//! `scripts/berth`, left running, its output in files.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use crate::cluster::Cluster;
+use crate::daemon::binary;
+use crate::wait::until;
+
+/// One call of it.
+pub struct Client {
+    child: Child,
+    words: String,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Client {
+    /// `berth WORD...`, which knows of these masters.
+    pub fn start(cluster: &Cluster, masters: &[SocketAddr], words: &[&str]) -> Client {
+        let name = words.join("_");
+        let file = |kind: &str| cluster.sandbox().dir().join(format!("berth_{name}.{kind}"));
+        let (stdout, stderr) = (file("out"), file("err"));
+        let script = binary("berth-master").ancestors().nth(3).expect("a workspace").join("scripts/berth");
+        let masters: Vec<String> = masters.iter().map(|addr| format!("http://{addr}")).collect();
+        let mut command = Command::new(script);
+        command.args(words).env("BERTH_MASTER", masters.join(" ")).stdin(Stdio::null());
+        command.stdout(File::create(&stdout).expect("create")).stderr(File::create(&stderr).expect("create"));
+        let child = command.spawn().expect("run scripts/berth");
+        Client { child, words: words.join(" "), stdout, stderr }
+    }
+
+    /// What it has written so far.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.stdout).expect("its output")
+    }
+
+    /// What it has complained of so far.
+    pub fn complained(&self) -> String {
+        fs::read_to_string(&self.stderr).expect("its errors")
+    }
+
+    /// Waits until it has written that.
+    pub fn wait_for(&self, text: &str) {
+        until(format!("berth {} to say {text:?}", self.words), || {
+            let said = self.said();
+            if said.contains(text) { Ok(()) } else { Err((said, self.complained())) }
+        });
+    }
+
+    /// Waits for its end; `None`: by a signal.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        until(format!("berth {} to end", self.words), || match self.child.try_wait() {
+            Ok(Some(status)) => Ok(status.code()),
+            other => Err((format!("{other:?}"), self.complained())),
+        })
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // It has ended already, but in a failed test.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
