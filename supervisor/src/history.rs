@@ -101,6 +101,8 @@ impl History {
             Record::HeardOf { master, job } => self.masters.heard_of(&master, job),
             Record::Term { master, term } => self.masters.spoke(&Speaker { master, term }),
             Record::Master { master, remembered } => self.masters.restore(&master, *remembered),
+            // Counted where it was read.
+            Record::Unknown => {}
         }
     }
 

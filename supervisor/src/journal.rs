@@ -5,6 +5,7 @@
 //! sweeper syncs in batches off the launch path, and [`MAX_UNSYNCED`] bounds how many can wait.
 //! This room writes, reads back and compacts; what the lines add up to is `history.rs`'s business.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -36,6 +37,13 @@ const RESERVE_STEP: u64 = 64 << 10;
 const GROWTH: u64 = 4;
 
 /// One line.
+///
+/// A supervisor skips the kinds that it does not know, so that an older version can follow a newer one: it counts them aloud,
+/// and its next compaction leaves them out. What a kind that is added says must therefore be something an older version can
+/// do without, as it could without `Stuck`, `HeardOf` and `Term`: a hint, or what can be found out anew. Whether a task lives
+/// its init's pidfd tells, how it ended its end record. No such thing is that something may have run, which would then be
+/// run twice, or that other lines mean something else: a line of that sort says `"essential":true`, and an older version
+/// does not start on it. Nor does it where the first line is unknown to it, for that says to whom all others belong.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Record {
@@ -137,6 +145,18 @@ pub enum Record {
         /// All of it.
         remembered: Box<Remembered>,
     },
+    /// A kind of another version. Never written.
+    #[serde(other, skip_serializing)]
+    Unknown,
+}
+
+/// What an unknown line says of itself.
+#[derive(Debug, Deserialize)]
+struct UnknownLine {
+    record: String,
+    /// Whether the others must not be read without it.
+    #[serde(default)]
+    essential: bool,
 }
 
 /// What can go wrong with the journal.
@@ -150,7 +170,7 @@ pub enum JournalError {
         /// What the kernel said.
         cause: io::Error,
     },
-    /// A line in the middle is no record.
+    /// A line in the middle is no record, or one of another version that must not be skipped.
     #[error(
         "cannot read line {line} of the journal {}: {cause}; hint: start the version that wrote it, restore the file, or \
          move it away to start without memory (tasks still running are then stopped and removed)", .path.display()
@@ -198,6 +218,8 @@ pub struct Journal {
     appended: u64,
     /// Of these, how many are known to be on disk.
     synced: u64,
+    /// Lines in it that this version does not know.
+    unknown: usize,
 }
 
 /// How far a sync reaches: everything appended before it was taken.
@@ -212,7 +234,8 @@ impl Journal {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(open)?;
         let garbage = |(line, cause)| JournalError::Garbage { path: path.to_owned(), line, cause };
-        let (records, whole) = read_records(&bytes).map_err(garbage)?;
+        let Contents { records, whole, unknown } = read_contents(&bytes).map_err(garbage)?;
+        warn_of_unknown(&unknown, path);
         // The first line comes with a new file, synced before it gets its name: it cannot be torn.
         if records.is_empty() && !bytes.is_empty() {
             return Err(garbage((1, serde::de::Error::custom("not one whole record"))));
@@ -231,6 +254,7 @@ impl Journal {
             compacted_len: len,
             appended: 0,
             synced: 0,
+            unknown: unknown.values().sum(),
         };
         Ok((journal, records))
     }
@@ -348,6 +372,10 @@ impl Journal {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|cause| self.sync_error(cause))?;
         (self.file, self.len, self.torn, self.reserved, self.compacted_len) = (file, len, false, len + room, len);
         self.synced = self.appended;
+        let dropped = std::mem::take(&mut self.unknown);
+        if dropped > 0 {
+            log::warn!("the journal {} is rewritten without the {dropped} lines it skipped", self.path.display());
+        }
         Ok(())
     }
 
@@ -388,7 +416,7 @@ fn points_of(record: &Record) -> Option<(Point, Point)> {
         // What these say is found out anew.
         Record::Start { .. } | Record::NeverRan { .. } | Record::Stuck { .. } | Record::Forgotten { .. } => None,
         // A master says it again; and this one is never written alone.
-        Record::HeardOf { .. } | Record::Term { .. } | Record::Master { .. } => None,
+        Record::HeardOf { .. } | Record::Term { .. } | Record::Master { .. } | Record::Unknown => None,
     }
 }
 
@@ -429,10 +457,6 @@ fn line_of(record: &Record) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// All records, and how many bytes of `bytes` they are.
-///
-/// What stands behind the last newline is torn. So is a last line that cannot be read: after a
-/// power cut the kernel may have brought only the second of a line's two pages to disk.
 /// The whole records in the journal at `path`, beside whoever writes it; a torn line at its end is left alone.
 pub fn read(path: &Path) -> Result<Vec<Record>, JournalError> {
     let bytes = match std::fs::read(path) {
@@ -440,25 +464,61 @@ pub fn read(path: &Path) -> Result<Vec<Record>, JournalError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(cause) => return Err(JournalError::Open { path: path.to_owned(), cause }),
     };
-    let (records, _) =
-        read_records(&bytes).map_err(|(line, cause)| JournalError::Garbage { path: path.to_owned(), line, cause })?;
-    Ok(records)
+    let garbage = |(line, cause)| JournalError::Garbage { path: path.to_owned(), line, cause };
+    let contents = read_contents(&bytes).map_err(garbage)?;
+    warn_of_unknown(&contents.unknown, path);
+    Ok(contents.records)
 }
 
-fn read_records(bytes: &[u8]) -> Result<(Vec<Record>, usize), (usize, serde_json::Error)> {
-    let mut records = Vec::new();
-    let mut whole = 0;
+/// What stands in a journal.
+#[derive(Debug, Default)]
+struct Contents {
+    records: Vec<Record>,
+    /// How many bytes are whole lines.
+    whole: usize,
+    /// What this version does not know, by what it is called, and how often it stands there.
+    unknown: BTreeMap<String, usize>,
+}
+
+impl Contents {
+    fn skip(&mut self, line: &[u8]) -> serde_json::Result<()> {
+        let UnknownLine { record, essential } = serde_json::from_slice(line)?;
+        if essential || self.records.is_empty() {
+            let message =
+                format!("this version does not know the record {record:?}, and must not read the others without it");
+            return Err(serde::de::Error::custom(message));
+        }
+        *self.unknown.entry(record).or_default() += 1;
+        Ok(())
+    }
+}
+
+/// Reads all lines; an error comes with the number of its line, from 1.
+///
+/// What stands behind the last newline is torn. So is a last line that cannot be read: after a
+/// power cut the kernel may have brought only the second of a line's two pages to disk.
+fn read_contents(bytes: &[u8]) -> Result<Contents, (usize, serde_json::Error)> {
+    let mut contents = Contents::default();
     let mut lines = bytes.split_inclusive(|&b| b == b'\n').enumerate().peekable();
     while let Some((index, line)) = lines.next() {
         match serde_json::from_slice(line) {
-            Ok(record) if line.ends_with(b"\n") => records.push(record),
-            Ok(_) => break,
+            Ok(_) if !line.ends_with(b"\n") => break,
+            Ok(Record::Unknown) => contents.skip(line).map_err(|cause| (index + 1, cause))?,
+            Ok(record) => contents.records.push(record),
             Err(_) if lines.peek().is_none() => break,
             Err(cause) => return Err((index + 1, cause)),
         }
-        whole += line.len();
+        contents.whole += line.len();
     }
-    Ok((records, whole))
+    Ok(contents)
+}
+
+fn warn_of_unknown(unknown: &BTreeMap<String, usize>, path: &Path) {
+    if !unknown.is_empty() {
+        let counted: Vec<String> = unknown.iter().map(|(record, count)| format!("{count} {record:?}")).collect();
+        let (counted, path) = (counted.join(", "), path.display());
+        log::warn!("the journal {path} has lines of another version, and they are skipped: {counted}");
+    }
 }
 
 #[cfg(test)]
@@ -525,7 +585,7 @@ mod tests {
             let records = (0..u.int_in_range(1..=6)?).map(|_| any_record(u)).collect::<Arbitrary<Vec<Record>>>()?;
             let bytes: Vec<u8> = records.iter().flat_map(|record| line_of(record).unwrap()).collect();
             let cut = u.int_in_range(0..=bytes.len())?;
-            let (read, whole) = read_records(&bytes[..cut]).unwrap();
+            let Contents { records: read, whole, .. } = read_contents(&bytes[..cut]).unwrap();
             assert_eq!(read, records[..read.len()]);
             assert_eq!(read.len(), bytes[..cut].iter().filter(|&&b| b == b'\n').count());
             assert!(whole <= cut && bytes[..whole].last().is_none_or(|&b| b == b'\n'));
@@ -569,10 +629,38 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_a_newer_version_is_skipped_and_counted_unless_it_is_essential_or_the_first() {
+        let known = line_of(&ended(1)).unwrap();
+        let newer: &[u8] = b"{\"record\":\"paused\",\"task\":1,\"at\":{\"x\":[1]}}\n";
+        let essential: &[u8] = b"{\"record\":\"cloned\",\"essential\":true}\n";
+        let contents = read_contents(&[&known, newer, &known, newer].concat()).unwrap();
+        assert_eq!((contents.records, contents.whole), (vec![ended(1); 2], 2 * (known.len() + newer.len())));
+        assert_eq!(contents.unknown, BTreeMap::from([("paused".to_owned(), 2)]));
+        for (lines, number) in [([&known, essential], 2), ([newer, &known], 1)] {
+            let (line, cause) = read_contents(&lines.concat()).unwrap_err();
+            assert_eq!(line, number);
+            assert!(cause.to_string().contains("does not know the record \""), "{cause}");
+        }
+    }
+
+    #[test]
+    fn a_compaction_drops_what_was_skipped_and_nothing_else_can_write_it() {
+        let scratch = Scratch::new("newer");
+        let lines = [line_of(&ended(1)).unwrap(), b"{\"record\":\"paused\"}\n".to_vec()].concat();
+        std::fs::write(scratch.join("journal"), lines).unwrap();
+        let (mut journal, records) = Journal::open(&scratch.join("journal")).unwrap();
+        assert_eq!((records, journal.unknown), (vec![ended(1)], 1));
+        assert!(journal.append(&Record::Unknown).is_err());
+        journal.compact(&[ended(1)], 0).unwrap();
+        assert_eq!(journal.unknown, 0);
+        assert_eq!(std::fs::read(scratch.join("journal")).unwrap(), line_of(&ended(1)).unwrap());
+    }
+
+    #[test]
     fn a_last_line_that_lost_its_first_page_is_torn_too() {
         let bytes = [line_of(&ended(1)).unwrap(), b"\0\0\0\0\"}\n".to_vec()].concat();
-        let (records, whole) = read_records(&bytes).unwrap();
-        assert_eq!((records.len(), whole), (1, bytes.len() - 7));
+        let contents = read_contents(&bytes).unwrap();
+        assert_eq!((contents.records.len(), contents.whole), (1, bytes.len() - 7));
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn a_damaged_journal_is_refused_by_its_line_and_a_torn_end_is_cut_off() {
         let middle = whole.iter().position(|byte| *byte == b'\n').expect("a line") + 5;
         let mut garbage = whole.clone();
         garbage[middle..middle + 8].fill(0);
-        let newer = [&whole[..], b"{\"record\":\"ofANewerVersion\",\"x\":1}\n", &whole[..]].concat();
+        let newer = [&whole[..], b"{\"record\":\"ofANewerVersion\",\"essential\":true}\n"].concat();
         for bytes in [garbage, b"garbage".to_vec(), newer] {
             fs::write(&path, &bytes).expect("damage the journal");
             assert_refused(node.daemon().try_restart(), &[path.to_str().expect("UTF-8"), "cannot read line", "hint:"]);
@@ -35,6 +35,27 @@ fn a_damaged_journal_is_refused_by_its_line_and_a_torn_end_is_cut_off() {
         node.restart();
         assert!(node.log().contains("torn line of 14 bytes"), "{}", node.log());
         assert_eq!(node.info(task)["status"], "Finished");
+    });
+}
+
+#[test]
+fn what_a_newer_version_wrote_into_the_journal_is_skipped_and_counted_and_its_tasks_are_known() {
+    Node::alone(|node| {
+        let task = node.create(&job("true"));
+        node.wait_final(task);
+        node.kill_supervisor();
+        let path = node.state_dir().join("journal");
+        let newer = format!("{{\"record\":\"ofANewerVersion\",\"task\":{task},\"x\":[1]}}\n").repeat(2);
+        let whole = fs::read_to_string(&path).expect("the journal");
+        fs::write(&path, [whole, newer].concat()).expect("add to the journal");
+        node.restart();
+        for words in ["they are skipped: 2 \"ofANewerVersion\"", "is rewritten without the 2 lines it skipped"] {
+            assert!(node.log().contains(words), "{words:?} in {}", node.log());
+        }
+        assert_eq!(node.info(task)["status"], "Finished");
+        node.kill_supervisor();
+        node.restart();
+        assert_eq!(node.log().matches("ofANewerVersion").count(), 1, "{}", node.log());
     });
 }
 
