@@ -64,12 +64,9 @@ pub enum UnionError {
 /// Chooses the union filesystem of this node: one that the kernel has, and that was seen to work in the state dir.
 pub fn choose(choice: UnionChoice, state_dir: &Path) -> Result<UnionDriver, UnionError> {
     let candidates = candidates(choice);
-    for driver in candidates {
-        load(*driver);
-    }
-    let filesystems = fs::read_to_string("/proc/filesystems").map_err(UnionError::Filesystems)?;
-    let has = |driver| kernel_has(driver, &filesystems);
-    first_that_works(candidates, has, |driver| prove(driver, state_dir)).map_err(|failed| match failed {
+    let there = those_there(candidates, load, || fs::read_to_string("/proc/filesystems"));
+    let there = there.map_err(UnionError::Filesystems)?;
+    first_that_works(&there, |driver| prove(driver, state_dir)).map_err(|failed| match failed {
         Some((driver, cause)) => UnionError::Trial { driver: driver.as_str(), state_dir: state_dir.to_owned(), cause },
         None => UnionError::Absent {
             wanted: candidates.iter().map(|driver| driver.as_str()).collect::<Vec<_>>().join(" or "),
@@ -86,14 +83,34 @@ fn candidates(choice: UnionChoice) -> &'static [UnionDriver] {
     }
 }
 
-/// The first the kernel has and that passes its trial; else how the last trial failed, if there was any.
-fn first_that_works(
+/// Those that the kernel has, in the same order, after each was loaded; where there is none at all, all are loaded once more.
+/// Of two processes that load a module at once one may be told that it is there while it is not listed yet: busybox's
+/// modprobe takes a module for loaded that stands in /proc/modules, and there it stands from before its init has run. A
+/// second modprobe takes longer than what is left of that.
+fn those_there(
     candidates: &[UnionDriver],
-    has: impl Fn(UnionDriver) -> bool,
+    load: impl Fn(UnionDriver),
+    mut list: impl FnMut() -> io::Result<String>,
+) -> io::Result<Vec<UnionDriver>> {
+    let mut there = Vec::new();
+    for _ in 0..2 {
+        candidates.iter().for_each(|driver| load(*driver));
+        let filesystems = list()?;
+        there = candidates.iter().copied().filter(|driver| kernel_has(*driver, &filesystems)).collect();
+        if !there.is_empty() {
+            break;
+        }
+    }
+    Ok(there)
+}
+
+/// The first that passes its trial; else how the last trial failed, if there was any.
+fn first_that_works(
+    there: &[UnionDriver],
     mut prove: impl FnMut(UnionDriver) -> io::Result<()>,
 ) -> Result<UnionDriver, Option<(UnionDriver, io::Error)>> {
     let mut failed = None;
-    for driver in candidates.iter().copied().filter(|driver| has(*driver)) {
+    for driver in there.iter().copied() {
         match prove(driver) {
             Ok(()) => return Ok(driver),
             // A node must come up to tell how its tasks ended, and takes no other while its disk is full.
@@ -345,14 +362,28 @@ mod tests {
         use UnionDriver::{Aufs, Overlay};
         let broken = |driver| if driver == Aufs { Err(Errno::INVAL.into()) } else { Ok(()) };
         let auto = candidates(UnionChoice::Auto);
-        assert_eq!(first_that_works(auto, |_| true, |_| Ok(())).unwrap(), Aufs);
-        assert_eq!(first_that_works(auto, |driver| driver == Overlay, |_| Ok(())).unwrap(), Overlay);
-        assert_eq!(first_that_works(auto, |_| true, broken).unwrap(), Overlay, "it falls back");
+        assert_eq!(first_that_works(auto, |_| Ok(())).unwrap(), Aufs);
+        assert_eq!(first_that_works(&[Overlay], |_| Ok(())).unwrap(), Overlay);
+        assert_eq!(first_that_works(auto, broken).unwrap(), Overlay, "it falls back");
         let only = candidates(UnionChoice::Only(Aufs));
-        assert_eq!(first_that_works(only, |_| true, broken).unwrap_err().unwrap().0, Aufs);
-        assert!(first_that_works(only, |_| false, |_| Ok(())).unwrap_err().is_none());
+        assert_eq!(first_that_works(only, broken).unwrap_err().unwrap().0, Aufs);
+        assert!(first_that_works(&[], |_| Ok(())).unwrap_err().is_none());
         let full = |_| Err(io::ErrorKind::StorageFull.into());
-        assert_eq!(first_that_works(auto, |_| true, full).unwrap(), Aufs, "a full disk proves nothing");
+        assert_eq!(first_that_works(auto, full).unwrap(), Aufs, "a full disk proves nothing");
+    }
+
+    #[test]
+    fn a_module_that_another_process_is_loading_is_asked_for_once_more_and_one_that_is_none_not_for_ever() {
+        use UnionDriver::{Aufs, Overlay};
+        let there_after = |asked: usize, choice| {
+            let loads = std::cell::Cell::new(0);
+            let load = |_| loads.set(loads.get() + 1);
+            let list = || Ok(if loads.get() >= asked { "nodev\toverlay\n" } else { "nodev\tsysfs\n" }.to_owned());
+            (those_there(candidates(choice), load, list).unwrap(), loads.get())
+        };
+        assert_eq!(there_after(2, UnionChoice::Auto), (vec![Overlay], 2));
+        assert_eq!(there_after(4, UnionChoice::Auto), (vec![Overlay], 4));
+        assert_eq!(there_after(usize::MAX, UnionChoice::Only(Aufs)), (vec![], 2));
     }
 
     #[test]
