@@ -13,9 +13,10 @@ use wire::job::MIN_MEM_MIB;
 use wire::{CpuAmount, CpuRequest, CpuSet, ImageId, JobSpec, NodeId, OnNodeLoss, Resource};
 
 use crate::launch::Network;
-use crate::log_root::{self, NoShare};
+use crate::log_root::NoShare;
 use crate::lxc_config::UnionDriver;
 use crate::machine;
+use crate::mount_table;
 use crate::unions::UnionChoice;
 
 /// What each of a task's logs may hold, where nobody says otherwise.
@@ -532,7 +533,8 @@ const USUAL_SHARE: &str = "/mnt/share";
 
 fn default_share(state_dir: &Path) -> PathBuf {
     let usual = Path::new(USUAL_SHARE);
-    if log_root::is_mounted(usual) || log_root::is_in_fstab(usual) { usual.to_owned() } else { state_dir.join("share") }
+    let is_share = mount_table::mounted_on(usual).is_some() || mount_table::is_in_fstab(usual);
+    if is_share { usual.to_owned() } else { state_dir.join("share") }
 }
 
 fn no_share(text: &str) -> Result<NoShare, ConfigError> {
@@ -545,7 +547,7 @@ fn no_share(text: &str) -> Result<NoShare, ConfigError> {
 
 /// A share that is meant to be a mount is never taken for the folder under it.
 fn default_no_share(share: &Path) -> Option<NoShare> {
-    (share == Path::new(USUAL_SHARE) || log_root::is_in_fstab(share)).then_some(NoShare::Wait)
+    (share == Path::new(USUAL_SHARE) || mount_table::is_in_fstab(share)).then_some(NoShare::Wait)
 }
 
 #[cfg(test)]

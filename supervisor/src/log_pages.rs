@@ -5,11 +5,10 @@
 //! container, except its logs: without this, every task would leave a cgroup behind for as long as memory is plenty, some
 //! ten KiB each, which nobody can see but the counters. The logs reach the disk early on the way.
 //!
-//! The logs are on the share, which may hang, so a forked child does it; one at a time, in bulk, some time after the end. It
-//! is a kindness to the kernel: what goes wrong costs nothing but memory that the kernel takes back when it needs it.
+//! The logs are on the share, which may hang, so it is an errand; one at a time, in bulk, some time after the end. It is a
+//! kindness to the kernel: what goes wrong costs nothing but memory that the kernel takes back when it needs it.
 
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Advice, OFlags, fadvise};
 use wire::Log;
 
-use crate::child::{self, Child};
+use crate::errand::{self, Back, Messenger};
 use crate::event_loop::Watcher;
 use crate::sys::{self, WriteBack};
 
@@ -31,18 +30,25 @@ const BATCH: usize = 256;
 const MOST: usize = 16 * 1024;
 /// Logs that the child has open at once.
 const AT_ONCE: usize = 64;
-/// The child gives way to tasks and launches.
-const NICENESS: i32 = 5;
+/// How long the logs of one batch may take to reach a slow disk.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// While an errand hangs, how often is looked whether something else is mounted.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Folders of logs whose pages are to go, and the one child that sees to it.
-#[derive(Debug, Default)]
+/// Folders of logs whose pages are to go, and who sees to it.
+#[derive(Debug)]
 pub struct LogPages {
     waiting: Vec<PathBuf>,
     due: Option<Instant>,
-    child: Option<Child>,
+    messenger: Messenger,
 }
 
 impl LogPages {
+    /// Most of the logs are on this share.
+    pub fn new(share: PathBuf) -> LogPages {
+        LogPages { waiting: Vec::new(), due: None, messenger: Messenger::new(share, PATIENCE) }
+    }
+
     /// The task with this folder of logs has ended.
     pub fn add(&mut self, logs: PathBuf, now: Instant) {
         if self.waiting.len() < MOST {
@@ -53,21 +59,25 @@ impl LogPages {
 
     /// When [`LogPages::start_if_due`] must be called.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.due.filter(|_| self.child.is_none())
+        self.messenger.gives_up().or(self.due)
     }
 
-    /// Starts a child once there is enough for one, or something has waited long enough.
+    /// Sends for it once there is enough, or something has waited long enough.
     pub fn start_if_due(&mut self, watcher: &Watcher, now: Instant) {
+        if self.messenger.give_up_if_late(now) {
+            log::warn!("the logs' pages are not let go of within {} s; the share may hang", PATIENCE.as_secs());
+        }
         let due = self.due.is_some_and(|due| due <= now || self.waiting.len() >= BATCH);
-        if !due || self.child.is_some() {
+        if !due || self.messenger.gives_up().is_some() {
+            return;
+        }
+        if !self.messenger.can_go() {
+            self.due = Some(now + LOOK_AGAIN);
             return;
         }
         let folders = std::mem::take(&mut self.waiting);
-        match sys::fork_child(|| let_go_of(&folders)).and_then(|child| watcher.watch_child(child)) {
-            Ok(child) => {
-                self.child = Some(child);
-                self.due = None;
-            }
+        match self.messenger.send(watcher, now, || let_go_of(&folders)) {
+            Ok(()) => self.due = None,
             Err(error) => {
                 log::warn!("cannot start the child that lets go of the logs' pages: {error}; trying again");
                 self.waiting = folders;
@@ -76,30 +86,25 @@ impl LogPages {
         }
     }
 
-    /// Whether `pid` is the child.
-    pub fn is(&self, pid: i32) -> bool {
-        self.child.as_ref().is_some_and(|child| child.pid == pid)
+    /// Whether `pid` is a child of its.
+    pub fn has(&self, pid: i32) -> bool {
+        self.messenger.has(pid)
     }
 
-    /// The child has exited.
-    pub fn finish(&mut self, watcher: &Watcher) {
-        let Some(child) = self.child.take() else { return };
-        watcher.release(&child.pidfd);
-        if !matches!(child::reap(&child.pidfd), Ok(Some(0))) {
-            log::warn!("the child that lets go of the logs' pages ended early; the kernel will in time");
+    /// Its child `pid` has exited.
+    pub fn finish(&mut self, pid: i32, watcher: &Watcher) {
+        match self.messenger.collect(pid, watcher) {
+            Back::With(0) | Back::TooLate => {}
+            Back::With(_) | Back::Killed => {
+                log::warn!("the child that lets go of the logs' pages ended early; the kernel will in time");
+            }
         }
     }
 }
 
 /// The child's whole life.
 fn let_go_of(folders: &[PathBuf]) -> i32 {
-    let stderr = io::stderr();
-    if let Err(error) = sys::close_all_but(&[stderr.as_fd()]) {
-        log::warn!("cannot close copies of descriptors: {error}");
-    }
-    if let Err(errno) = rustix::process::nice(NICENESS) {
-        log::debug!("cannot lower the priority: {errno}");
-    }
+    errand::give_way();
     for folders in folders.chunks(AT_ONCE / Log::ALL.len()) {
         let logs: Vec<File> = folders.iter().flat_map(|folder| open_logs(folder)).collect();
         // Only clean pages go. All are on their way to the disk before the first is waited for.
@@ -133,23 +138,49 @@ fn write_back(log: &File, step: WriteBack) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event_loop::{Event, EventLoop};
 
     #[test]
     fn folders_wait_for_company_and_a_full_batch_for_nobody() {
         let now = Instant::now();
-        let mut pages = LogPages::default();
+        let mut pages = LogPages::new("/share".into());
         assert_eq!(pages.next_deadline(), None, "an idle node is left asleep");
         pages.add("/share/nodes/0/task1".into(), now);
         pages.add("/share/nodes/0/task2".into(), now + LINGER / 2);
         assert_eq!(pages.next_deadline(), Some(now + LINGER));
-        let events = crate::event_loop::EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
+        let events = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
         pages.start_if_due(&events.watcher().unwrap(), now);
-        assert_eq!((pages.waiting.len(), pages.child.is_some()), (2, false));
+        assert_eq!((pages.waiting.len(), pages.messenger.gives_up()), (2, None));
+    }
+
+    #[test]
+    fn one_that_hangs_is_given_up_and_the_next_goes_when_it_is_back() {
+        let mut events = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (watcher, now) = (events.watcher().unwrap(), Instant::now());
+        let mut pages = LogPages::new("/share".into());
+        let forever = || loop {
+            std::thread::park();
+        };
+        pages.messenger.send(&watcher, now, forever).unwrap();
+        pages.add("/share/nodes/0/task1".into(), now);
+        assert_eq!(pages.next_deadline(), Some(now + PATIENCE));
+        let late = now + PATIENCE;
+        pages.start_if_due(&watcher, late);
+        assert_eq!((pages.waiting.len(), pages.next_deadline()), (1, Some(late + LOOK_AGAIN)));
+        for waiting in [1, 0] {
+            assert_eq!(pages.waiting.len(), waiting);
+            let heard = events.turn(Some(Instant::now() + Duration::from_secs(30))).unwrap();
+            let [Event::ChildExited(pid)] = heard[..] else { panic!("{heard:?}") };
+            assert!(pages.has(pid));
+            pages.finish(pid, &watcher);
+            pages.start_if_due(&watcher, late + LOOK_AGAIN);
+        }
+        assert_eq!(pages.next_deadline(), None);
     }
 
     #[test]
     fn what_waits_for_a_share_that_hangs_is_bounded() {
-        let mut pages = LogPages::default();
+        let mut pages = LogPages::new("/share".into());
         for task in 0..MOST + 10 {
             pages.add(format!("/share/nodes/0/task{task}").into(), Instant::now());
         }

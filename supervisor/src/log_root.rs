@@ -2,9 +2,9 @@
 //!
 //! A mount point with nothing mounted on it is a folder like any other: what is written there is on the wrong disk, and is
 //! hidden by the next mount. And on a volume whose bricks are all down every launch would fail, at once: a node that fails
-//! tasks at once looks free, and draws in one job after the other. So before a task is launched a forked child tries the
-//! share, for whose answer nobody but the launch waits; an answer is good for a second. A node without tasks to launch
-//! asks nothing.
+//! tasks at once looks free, and draws in one job after the other. So before a task is launched an errand tries the share,
+//! for whose answer nobody but the launch waits; an answer is good for a second. A node without tasks to launch asks
+//! nothing.
 //!
 //! ```text
 //!   Untold ──a task to launch──▶ (asking) ──could be written──▶ There ──a second later──▶ Untold
@@ -17,18 +17,16 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Mode};
 use rustix::io::Errno;
-use rustix::process::Signal;
 use wire::{NodeId, Reason, TaskId};
 
-use crate::child::{self, Child};
+use crate::errand::{Back, Messenger};
 use crate::event_loop::Watcher;
-use crate::sys;
+use crate::mount_table;
 use crate::task::Outcome;
 
 /// How long an answer is good for.
@@ -58,14 +56,6 @@ enum Known {
     Away { ask_again: Instant, pause: Duration },
 }
 
-/// A child that tries the share.
-#[derive(Debug)]
-struct Question {
-    child: Child,
-    /// `None`: given up already, but the child is not gone.
-    give_up: Option<Instant>,
-}
-
 /// Where the logs of this node's tasks are.
 #[derive(Debug)]
 pub struct LogRoot {
@@ -74,7 +64,7 @@ pub struct LogRoot {
     node: NodeId,
     rule: Option<NoShare>,
     known: Known,
-    question: Option<Question>,
+    messenger: Messenger,
     /// Tasks that were launched in vain once, because the share was gone by then.
     excused: BTreeSet<TaskId>,
 }
@@ -82,7 +72,8 @@ pub struct LogRoot {
 impl LogRoot {
     /// Logs below `share`; without it, by that rule, below `local`. No rule: the share is a folder like any other.
     pub fn new(share: PathBuf, local: PathBuf, node: NodeId, rule: Option<NoShare>) -> LogRoot {
-        LogRoot { share, local, node, rule, known: Known::Untold, question: None, excused: BTreeSet::new() }
+        let messenger = Messenger::new(share.clone(), PATIENCE);
+        LogRoot { share, local, node, rule, known: Known::Untold, messenger, excused: BTreeSet::new() }
     }
 
     /// Below what a task launched now keeps its logs; `None`: it must wait.
@@ -127,8 +118,8 @@ impl LogRoot {
 
     /// When something is to be done; `wanted`: whether there is a task to launch.
     pub fn next_deadline(&self, wanted: bool, now: Instant) -> Option<Instant> {
-        match (&self.question, self.known) {
-            (Some(question), _) => question.give_up,
+        match (self.messenger.gives_up(), self.known) {
+            (Some(gives_up), _) => Some(gives_up),
             (None, _) if !wanted || self.rule.is_none() => None,
             (None, Known::Untold | Known::There { .. }) => Some(now),
             (None, Known::Away { ask_again, .. }) => Some(ask_again),
@@ -137,52 +128,39 @@ impl LogRoot {
 
     /// Gives up on a share that does not answer. With a task to launch, asks if the last answer is too old.
     pub fn ask_if_due(&mut self, wanted: bool, watcher: &Watcher, now: Instant) {
-        if self.question.as_ref().and_then(|question| question.give_up).is_some_and(|give_up| give_up <= now) {
-            self.give_up(now);
+        if self.messenger.give_up_if_late(now) {
+            self.learn(no_answer(), now);
         }
         let due = match self.known {
             Known::Untold => true,
             Known::There { until } => until <= now || !is_mounted(&self.share),
             Known::Away { ask_again, .. } => ask_again <= now,
         };
-        if self.rule.is_none() || !wanted || !due || self.question.is_some() {
+        if self.rule.is_none() || !wanted || !due || self.messenger.gives_up().is_some() {
             return;
         }
-        let question = sys::fork_child(|| ask(&self.share, self.node)).and_then(|child| watcher.watch_child(child));
-        match question {
-            Ok(child) => self.question = Some(Question { child, give_up: Some(now + PATIENCE) }),
-            Err(error) => self.learn(Err(format!("cannot be tried: {error}")), now),
+        if !self.messenger.can_go() {
+            return self.learn(no_answer(), now);
+        }
+        let (share, node) = (&self.share, self.node);
+        if let Err(error) = self.messenger.send(watcher, now, || ask(share, node)) {
+            self.learn(Err(format!("cannot be tried: {error}")), now);
         }
     }
 
-    fn give_up(&mut self, now: Instant) {
-        let Some(question) = &mut self.question else { return };
-        question.give_up = None;
-        // One that the kernel holds for the share is gone when the share lets go of it.
-        if let Err(errno) = rustix::process::pidfd_send_signal(&question.child.pidfd, Signal::KILL) {
-            log::debug!("cannot end the child that tries the share: {errno}");
-        }
-        self.learn(Err(format!("does not answer within {} s", PATIENCE.as_secs())), now);
+    /// Whether `pid` is a child of its.
+    pub fn has(&self, pid: i32) -> bool {
+        self.messenger.has(pid)
     }
 
-    /// Whether `pid` is the child.
-    pub fn is(&self, pid: i32) -> bool {
-        self.question.as_ref().is_some_and(|question| question.child.pid == pid)
-    }
-
-    /// The child has exited.
-    pub fn finish(&mut self, watcher: &Watcher, now: Instant) {
-        let Some(Question { child, give_up }) = self.question.take() else { return };
-        watcher.release(&child.pidfd);
-        let status = child::reap(&child.pidfd);
-        if give_up.is_none() {
-            return;
-        }
-        let answer = match status {
-            Ok(Some(0)) => Ok(()),
-            Ok(Some(NOT_MOUNTED)) => Err("is not mounted".to_owned()),
-            Ok(Some(errno)) => Err(format!("cannot be written: {}", io::Error::from_raw_os_error(errno))),
-            Ok(None) | Err(_) => Err("cannot be tried: the child that does was killed".to_owned()),
+    /// Its child `pid` has exited.
+    pub fn finish(&mut self, pid: i32, watcher: &Watcher, now: Instant) {
+        let answer = match self.messenger.collect(pid, watcher) {
+            Back::With(0) => Ok(()),
+            Back::With(NOT_MOUNTED) => Err("is not mounted".to_owned()),
+            Back::With(errno) => Err(format!("cannot be written: {}", io::Error::from_raw_os_error(errno))),
+            Back::Killed => Err("cannot be tried: the child that does was killed".to_owned()),
+            Back::TooLate => return,
         };
         self.learn(answer, now);
     }
@@ -213,6 +191,11 @@ impl LogRoot {
     }
 }
 
+/// That of an errand that was given up, and of every later one where it still hangs.
+fn no_answer() -> Result<(), String> {
+    Err(format!("does not answer within {} s", PATIENCE.as_secs()))
+}
+
 /// Init's steps on the share, as it names them.
 fn is_about_logs(step: &str) -> bool {
     ["make log folder ", "open log ", "look at log ", "put log "].iter().any(|name| step.starts_with(name))
@@ -220,10 +203,6 @@ fn is_about_logs(step: &str) -> bool {
 
 /// The child's whole life.
 fn ask(share: &Path, node: NodeId) -> i32 {
-    let stderr = io::stderr();
-    if let Err(error) = sys::close_all_but(&[stderr.as_fd()]) {
-        log::warn!("cannot close copies of descriptors: {error}");
-    }
     if !is_mounted(share) {
         return NOT_MOUNTED;
     }
@@ -247,34 +226,8 @@ fn try_writing(share: &Path, node: NodeId) -> rustix::io::Result<()> {
     }
 }
 
-/// Whether something is mounted on that folder. Never blocks: the table of mounts is the kernel's own.
-pub fn is_mounted(folder: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    is_mounted_in(&mounts, folder)
-}
-
-/// proc_pid_mountinfo(5): the mount point is field 5, the type is the first behind a lone dash. autofs only waits for
-/// somebody to look.
-fn is_mounted_in(mountinfo: &str, folder: &Path) -> bool {
-    let topmost = mountinfo.lines().rfind(|line| line.split(' ').nth(4).is_some_and(|point| is_word(point, folder)));
-    topmost.is_some_and(|line| line.split_once(" - ").is_some_and(|(_, rest)| !rest.starts_with("autofs ")))
-}
-
-/// Whether /etc/fstab mounts something there (fstab(5), field 2).
-pub fn is_in_fstab(folder: &Path) -> bool {
-    // None there: nothing is meant to be mounted.
-    is_in(&std::fs::read_to_string("/etc/fstab").unwrap_or_default(), folder)
-}
-
-fn is_in(fstab: &str, folder: &Path) -> bool {
-    let lines = fstab.lines().filter(|line| !line.trim_start().starts_with('#'));
-    lines.filter_map(|line| line.split_whitespace().nth(1)).any(|point| is_word(point, folder))
-}
-
-/// Whether a word of such a table is that path; in them a blank is spelled in octal.
-fn is_word(word: &str, folder: &Path) -> bool {
-    let spelled = folder.to_str().map(|path| path.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011"));
-    spelled.is_some_and(|spelled| spelled == word)
+fn is_mounted(share: &Path) -> bool {
+    mount_table::mounted_on(share).is_some()
 }
 
 #[cfg(test)]
@@ -285,25 +238,6 @@ mod tests {
 
     fn root(rule: Option<NoShare>) -> LogRoot {
         LogRoot::new("/mnt/share".into(), "/s/share".into(), NodeId(3), rule)
-    }
-
-    #[test]
-    fn a_mount_is_found_by_its_own_name_and_one_that_only_waits_is_none() {
-        let table = "36 35 98:0 / /mnt/share rw shared:1 - fuse.glusterfs gfs01:/v rw\n\
-                     37 35 98:1 / /mnt/a\\040b rw - ext4 /dev/sdb rw\n\
-                     38 35 0:30 / /mnt/auto rw - autofs systemd-1 rw\n";
-        let found = |folder: &str| is_mounted_in(table, Path::new(folder));
-        assert_eq!(["/mnt/share", "/mnt/a b", "/mnt/auto", "/mnt"].map(found), [true, true, false, false]);
-        let over = format!("{table}39 38 0:31 / /mnt/auto rw - fuse.glusterfs gfs01:/v rw\n");
-        assert!(is_mounted_in(&over, Path::new("/mnt/auto")));
-        assert!(is_mounted(Path::new("/proc")) && !is_mounted(Path::new("/proc/self")));
-    }
-
-    #[test]
-    fn what_fstab_mounts_is_meant_to_be_a_mount() {
-        let table = "# /dev/sda /srv ext4\ngfs01:/berth\t/mnt/share glusterfs defaults,_netdev 0 0\n";
-        assert!(is_in(table, Path::new("/mnt/share")));
-        assert!(!is_in(table, Path::new("/srv")) && !is_in("", Path::new("/mnt/share")));
     }
 
     #[test]
@@ -381,8 +315,9 @@ mod tests {
         let mut root = LogRoot::new(scratch.path().to_owned(), "/s".into(), NodeId(1), Some(NoShare::Wait));
         root.ask_if_due(true, &watcher, now);
         let heard = events.turn(Some(now + Duration::from_secs(10))).unwrap();
-        assert!(matches!(heard[..], [Event::ChildExited(pid)] if root.is(pid)), "{heard:?}");
-        root.finish(&watcher, now);
+        let [Event::ChildExited(pid)] = heard[..] else { panic!("{heard:?}") };
+        assert!(root.has(pid));
+        root.finish(pid, &watcher, now);
         assert!(matches!(root.known, Known::Away { .. }));
         assert_eq!(scratch.path().read_dir().unwrap().count(), 0);
     }

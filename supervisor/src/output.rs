@@ -16,9 +16,8 @@ use wire::http::{Query, reason_phrase};
 use wire::node::{Answer, Refusal, RefusalCode};
 use wire::{BadInput, Log, TaskId};
 
-use crate::child::{self, Child};
+use crate::errand::Errand;
 use crate::event_loop::Watcher;
-use crate::sys;
 
 /// Readers at work at once.
 const MAX_READERS: usize = 32;
@@ -81,7 +80,7 @@ fn count(name: &str, text: &str) -> Result<u64, BadInput> {
 /// The readers at work.
 #[derive(Debug, Default)]
 pub struct Readers {
-    running: HashMap<i32, (Child, Instant)>,
+    running: HashMap<i32, (Errand, Instant)>,
 }
 
 impl Readers {
@@ -92,9 +91,8 @@ impl Readers {
 
     /// Forks a reader that answers on `stream` with the bytes of `path`.
     pub fn start(&mut self, stream: &TcpStream, path: &Path, from: Start, watcher: &Watcher, now: Instant) {
-        let started = sys::fork_child(|| read(stream, path, from)).and_then(|child| watcher.watch_child(child));
-        match started {
-            Ok(child) => drop(self.running.insert(child.pid, (child, now + LIFETIME))),
+        match Errand::send(watcher, &[stream.as_fd()], || read(stream, path, from)) {
+            Ok(errand) => drop(self.running.insert(errand.pid(), (errand, now + LIFETIME))),
             Err(error) => {
                 log::error!("cannot start a reader: {error}");
                 turn_away(stream);
@@ -104,10 +102,8 @@ impl Readers {
 
     /// A child has exited; if it was a reader, it is one no longer.
     pub fn finish(&mut self, pid: i32, watcher: &Watcher) {
-        let Some((child, _)) = self.running.remove(&pid) else { return };
-        watcher.release(&child.pidfd);
-        if let Err(errno) = child::reap(&child.pidfd) {
-            log::warn!("cannot reap reader {pid}: {errno}");
+        if let Some((errand, _)) = self.running.remove(&pid) {
+            errand.collect(watcher);
         }
     }
 
@@ -116,23 +112,17 @@ impl Readers {
         self.running.values().map(|(_, deadline)| *deadline).min()
     }
 
-    /// Ends readers that took too long. One that the share holds in the kernel dies when that lets go of it.
+    /// Ends readers that took too long.
     pub fn expire(&mut self, now: Instant) {
-        for (child, deadline) in self.running.values_mut().filter(|(_, deadline)| *deadline <= now) {
+        for (errand, deadline) in self.running.values_mut().filter(|(_, deadline)| *deadline <= now) {
             *deadline = now + LIFETIME;
-            if let Err(errno) = rustix::process::pidfd_send_signal(&child.pidfd, rustix::process::Signal::KILL) {
-                log::debug!("cannot end reader {}: {errno}", child.pid);
-            }
+            errand.kill();
         }
     }
 }
 
 /// The child's whole life.
 fn read(stream: &TcpStream, path: &Path, from: Start) -> i32 {
-    let stderr = io::stderr();
-    if let Err(error) = sys::close_all_but(&[stream.as_fd(), stderr.as_fd()]) {
-        log::warn!("cannot close the reader's copies of descriptors: {error}");
-    }
     match answer(stream, path, from) {
         Ok(()) => 0,
         // Whoever went away before the end knows it.

@@ -178,7 +178,7 @@ impl Supervisor {
             polls: LongPolls::default(),
             readers: Readers::default(),
             sweeper: Sweeper::default(),
-            log_pages: LogPages::default(),
+            log_pages: LogPages::new(config.share.clone()),
             log_root: LogRoot::new(config.share.clone(), config.state_dir.join("share"), config.id, config.no_share),
             _claim: claim,
         })
@@ -247,8 +247,8 @@ impl Supervisor {
                     self.table.note_leaks(leaks);
                 }
             }
-            Event::ChildExited(pid) if self.log_pages.is(pid) => self.log_pages.finish(&self.watcher),
-            Event::ChildExited(pid) if self.log_root.is(pid) => self.log_root.finish(&self.watcher, now.instant),
+            Event::ChildExited(pid) if self.log_pages.has(pid) => self.log_pages.finish(pid, &self.watcher),
+            Event::ChildExited(pid) if self.log_root.has(pid) => self.log_root.finish(pid, &self.watcher, now.instant),
             Event::ChildExited(pid) => self.readers.finish(pid, &self.watcher),
             // The run ends on it before it comes here.
             Event::StopAsked => {}

@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 
 use wire::fault::{Point, Process};
 
-use crate::child::{self, Child};
+use crate::errand::{self, Errand};
 use crate::event_loop::Watcher;
 use crate::fault;
 use crate::journal::{Journal, SyncMark};
-use crate::sys;
 
 /// How long the first thing waits for company.
 const LINGER: Duration = Duration::from_millis(50);
@@ -28,8 +27,6 @@ const LAST_PAUSE: Duration = Duration::from_secs(60);
 const MAX_FOLDERS: usize = 256;
 /// With so many folders waiting the sweeper is behind: nothing is launched until it has caught up.
 const BEHIND: usize = 4 * MAX_FOLDERS;
-/// The sweeper gives way to tasks and launches, as long as it keeps up.
-const NICENESS: i32 = 5;
 
 /// The child's exit status.
 const DONE: i32 = 0;
@@ -50,7 +47,7 @@ pub enum Synced {
 /// A sweep under way.
 #[derive(Debug)]
 struct Sweep {
-    child: Child,
+    errand: Errand,
     folders: Vec<PathBuf>,
     mark: SyncMark,
     /// What it has counted comes over this.
@@ -143,6 +140,7 @@ impl Sweeper {
         count: impl FnOnce(&dyn Fn(&str) -> bool) -> u64,
     ) -> io::Result<()> {
         let mark = journal.mark();
+        // To tasks and launches, as long as it keeps up.
         let gives_way = self.waiting.len() < MAX_FOLDERS;
         // Counted are those that have something to remove: which sweep that falls to is a matter of milliseconds.
         if !folders.is_empty() {
@@ -156,12 +154,12 @@ impl Sweeper {
             })
         };
         let started = fault::call(Point::SweepFork).and_then(|()| io::pipe()).and_then(|(ours, theirs)| {
-            let child = sys::fork_child(|| sweep(journal.file(), &folders, gives_way, &theirs, count))?;
-            Ok((watcher.watch_child(child)?, ours))
+            let keep = [journal.file(), theirs.as_fd()];
+            Ok((Errand::send(watcher, &keep, || sweep(journal.file(), &folders, gives_way, &theirs, count))?, ours))
         });
         match started {
-            Ok((child, ours)) => {
-                self.sweep = Some(Sweep { child, folders, mark, count: ours });
+            Ok((errand, ours)) => {
+                self.sweep = Some(Sweep { errand, folders, mark, count: ours });
                 Ok(())
             }
             Err(error) => {
@@ -173,18 +171,17 @@ impl Sweeper {
 
     /// Whether `pid` is the sweeper.
     pub fn is(&self, pid: i32) -> bool {
-        self.sweep.as_ref().is_some_and(|sweep| sweep.child.pid == pid)
+        self.sweep.as_ref().is_some_and(|sweep| sweep.errand.pid() == pid)
     }
 
     /// The sweeper has exited. Which folders are gone is looked up, not believed.
     pub fn finish(&mut self, journal: &mut Journal, watcher: &Watcher, now: Instant) -> Synced {
-        let Some(Sweep { child, folders, mark, mut count }) = self.sweep.take() else { return Synced::NotYet };
+        let Some(Sweep { errand, folders, mark, mut count }) = self.sweep.take() else { return Synced::NotYet };
         fault::moment(Point::SweepSwept);
-        watcher.release(&child.pidfd);
         let mut leaks = [0; 8];
         // It has left, so there is nothing to wait for; one that was cut off has counted nothing.
         self.leaks = count.read_exact(&mut leaks).ok().map(|()| u64::from_ne_bytes(leaks));
-        let status = child::reap(&child.pidfd).ok().flatten();
+        let status = errand.collect(watcher);
         let left = folders.into_iter().filter(|folder| folder.symlink_metadata().is_ok());
         self.keep_resisting(left.collect(), now);
         match status {
@@ -222,13 +219,8 @@ fn sweep(
     line: &io::PipeWriter,
     count: impl FnOnce() -> Option<u64>,
 ) -> i32 {
-    // Copies of sockets and lines that live on in here would keep connections and inits from seeing their end.
-    let stderr = io::stderr();
-    if let Err(error) = sys::close_all_but(&[journal, stderr.as_fd(), line.as_fd()]) {
-        log::warn!("cannot close the sweeper's copies of descriptors: {error}");
-    }
-    if gives_way && let Err(errno) = rustix::process::nice(NICENESS) {
-        log::debug!("cannot lower the sweeper's priority: {errno}");
+    if gives_way {
+        errand::give_way();
     }
     fault::moment(Point::SweeperBegun);
     let synced = fault::call(Point::SweeperSync).and_then(|()| Ok(rustix::fs::fdatasync(journal)?));

@@ -26,17 +26,24 @@ pub struct HungFuse {
 impl HungFuse {
     /// Mounts an empty one whose server works.
     pub fn mount() -> HungFuse {
-        HungFuse::mount_with(&[])
+        HungFuse::mount_with(&[], None)
+    }
+
+    /// Mounts one that shows what `other` does. While that one hangs, this one's server takes up what is asked of it and
+    /// cannot answer.
+    pub fn mount_over(other: &HungFuse) -> HungFuse {
+        HungFuse::mount_with(&[], Some(other.path()))
     }
 
     /// Mounts one whose server writes so many bytes a second.
     pub fn mount_slow(write_rate: u32) -> HungFuse {
-        HungFuse::mount_with(&[&format!("--write-rate={write_rate}")])
+        HungFuse::mount_with(&[&format!("--write-rate={write_rate}")], None)
     }
 
-    fn mount_with(options: &[&str]) -> HungFuse {
+    fn mount_with(options: &[&str], source: Option<&Path>) -> HungFuse {
         let sandbox = Sandbox::new();
-        let (source, at) = (sandbox.folder("source"), sandbox.folder("fuse"));
+        let (own, at) = (sandbox.folder("source"), sandbox.folder("fuse"));
+        let source = source.map_or(own, Path::to_owned);
         let mut command = Command::new("bindfs");
         command.arg("-f").args(options).arg(&source).arg(&at).stdin(Stdio::null()).stdout(Stdio::null());
         let server = command.spawn();

@@ -25,7 +25,7 @@ pub mod ledger;
 pub mod limited_group;
 pub mod machine;
 pub mod master;
-mod mount;
+pub mod mount;
 pub mod netns;
 pub mod node;
 pub mod power;

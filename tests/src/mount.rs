@@ -20,7 +20,7 @@ pub(crate) fn is_mounted(at: &Path) -> bool {
 }
 
 /// Takes the mount from under everybody who still uses it. Never panics: it is for the end of a failed test too.
-pub(crate) fn detach(at: &Path) {
+pub fn detach(at: &Path) {
     if is_mounted(at)
         && let Err(error) = Command::new("umount").arg("-l").arg(at).status()
     {

@@ -6,8 +6,11 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tests::daemon::run_to_end;
+use tests::hung_fuse::HungFuse;
 use tests::job::job;
+use tests::mount::detach;
 use tests::node::{Node, NodePlan};
+use tests::sandbox::is_root;
 use tests::wait::until_true;
 
 /// A filesystem on the node's share, unmounted when dropped, however the test ends.
@@ -23,9 +26,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Err(error) = Command::new("umount").arg("-l").arg(&self.0).status() {
-            eprintln!("cannot unmount {}: {error}", self.0.display());
-        }
+        detach(&self.0);
     }
 }
 
@@ -89,6 +90,30 @@ fn a_share_that_vanishes_under_a_running_task_stops_the_next_one_only() {
         assert_eq!(names_in(share), Vec::<PathBuf>::new());
         node.kill(waiting);
         assert_eq!(node.wait_final(waiting)["status"], "Killed");
+    });
+}
+
+#[test]
+fn a_share_that_is_mounted_anew_is_asked_again_though_a_question_still_hangs_in_the_old_one() {
+    if !is_root() {
+        return;
+    }
+    let behind = HungFuse::mount();
+    let share = HungFuse::mount_over(&behind);
+    let plan = NodePlan::default().share(share.path()).flags(&["--no-share", "wait"]);
+    Node::alone_as(&plan, |node| {
+        let at_the_end = behind.go_on_at_the_end();
+        behind.hang();
+        let task = node.create(&job("echo ran"));
+        says(node, "does not answer within 15 s; new tasks wait for it");
+        let asking = node.monitor();
+        until_true("its SIGKILL to be of no use", || asking.state() == 'D');
+        detach(share.path());
+        let mounted = Mounted::on(share.path());
+        assert_eq!(node.wait_final(task)["status"], "Finished");
+        assert_eq!((node.stream(task, "task_stdout").as_str(), asking.state()), ("ran\n", 'D'));
+        drop((mounted, at_the_end));
+        until_true("the question to be back", || asking.state() == 'X');
     });
 }
 
