@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -22,6 +22,7 @@ use crate::launch::record;
 use crate::launch::step::Step;
 use crate::launch::{InitLine, LaunchRequest, Launched, Launcher, Logs, Network};
 use crate::lease::Terms;
+use crate::log_root::LogRoot;
 use crate::task::{Event, Init, Now};
 
 mod ends;
@@ -44,9 +45,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub struct Places {
     /// Container folders, `cont/` of the state dir.
     pub containers: PathBuf,
-    /// The share.
-    pub share: PathBuf,
-    /// This node, below the share.
+    /// This node.
     pub node: NodeId,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
@@ -56,11 +55,6 @@ impl Places {
     /// The folder of a container.
     pub fn folder(&self, container: &str) -> PathBuf {
         self.containers.join(container)
-    }
-
-    /// The log folder of a task.
-    pub fn logs(&self, task: TaskId) -> PathBuf {
-        wire::logs::folder(&self.share, self.node, task)
     }
 }
 
@@ -90,6 +84,8 @@ struct Remnant {
 pub struct Containers {
     launcher: Launcher,
     places: Places,
+    /// Where their logs are.
+    pub log_root: LogRoot,
     /// The cgroups of this boot's eras; ours is the last.
     layouts: Vec<Layout>,
     watcher: Watcher,
@@ -115,6 +111,7 @@ impl Containers {
     pub fn new(
         launcher: Launcher,
         places: Places,
+        log_root: LogRoot,
         layouts: Vec<Layout>,
         watcher: Watcher,
         descriptors: u64,
@@ -125,6 +122,7 @@ impl Containers {
             max_inits: usize::try_from(max_inits).unwrap_or(usize::MAX),
             launcher,
             places,
+            log_root,
             layouts,
             watcher,
             inits: HashMap::new(),
@@ -142,25 +140,19 @@ impl Containers {
         self.layouts.len() - 1
     }
 
-    /// Tasks launched from now on have their logs below this folder.
-    pub fn log_below(&mut self, root: &Path) {
-        if self.places.share != root {
-            root.clone_into(&mut self.places.share);
-        }
-    }
-
     /// Whether there are descriptors for one more init.
     pub fn have_room(&self) -> bool {
         self.inits.len() < self.max_inits
     }
 
-    /// Clones an init for the task. It builds the container and waits for [`Containers::say_go`].
+    /// Clones an init for the task, with its logs in that folder. It builds the container and waits for [`Containers::say_go`].
     pub fn launch(
         &mut self,
         task: TaskId,
         spec: &JobSpec,
         origin: &TaskOrigin,
         lease: Option<Terms>,
+        logs: PathBuf,
         now: Now,
     ) -> Result<Init, Reason> {
         let container = ContainerId(task).to_string();
@@ -168,7 +160,7 @@ impl Containers {
             container: &container,
             spec,
             environment: self.environment(task, origin),
-            logs: Logs::Folder(self.places.logs(task)),
+            logs: Logs::Folder(logs),
             network: Network::None,
             grace: self.places.grace,
             die_with_parent: false,
@@ -320,6 +312,7 @@ impl Containers {
 
     /// The task is over: its cgroups and its folder are to go.
     pub fn release(&mut self, task: TaskId, now: Now) {
+        self.log_root.forget(task);
         self.remove_remnant(&ContainerId(task).to_string(), now);
     }
 
@@ -494,10 +487,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_those_of_the_contract() {
-        let places =
-            Places { containers: "/s/cont".into(), share: "/mnt/share".into(), node: NodeId(3), grace: Duration::ZERO };
+    fn a_containers_folder_is_that_of_the_contract() {
+        let places = Places { containers: "/s/cont".into(), node: NodeId(3), grace: Duration::ZERO };
         assert_eq!(places.folder(&ContainerId(TaskId(7)).to_string()), PathBuf::from("/s/cont/t7-cont"));
-        assert_eq!(places.logs(TaskId(7)), PathBuf::from("/mnt/share/nodes/3/task7"));
     }
 }

@@ -4,6 +4,7 @@
 //! once, the next request is answered within the time of one clone.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Instant;
 
 use wire::access::{Access, Token, TokenError};
@@ -104,12 +105,10 @@ struct Supervisor {
     access: Access,
     table: TaskTable,
     containers: Containers,
-    places: Places,
     polls: LongPolls,
     readers: Readers,
     sweeper: Sweeper,
     log_pages: LogPages,
-    log_root: LogRoot,
     _claim: Claim,
 }
 
@@ -152,13 +151,9 @@ impl Supervisor {
         let watcher = events.watcher().map_err(cannot("watch anything"))?;
         let own_watcher = events.watcher().map_err(cannot("watch anything"))?;
         let descriptors = machine::raise_descriptors();
-        let places = Places {
-            containers: config.state_dir.join("cont"),
-            share: config.share.clone(),
-            node: config.id,
-            grace: config.grace,
-        };
-        let mut containers = Containers::new(launcher, places.clone(), layouts.opened, watcher, descriptors);
+        let places = Places { containers: config.state_dir.join("cont"), node: config.id, grace: config.grace };
+        let log_root = LogRoot::new(config.share.clone(), config.state_dir.join("share"), config.id, config.no_share);
+        let mut containers = Containers::new(launcher, places, log_root, layouts.opened, watcher, descriptors);
         history.skip_what_is_still_here(adopt::last_task_named(&containers.names()));
         let now = Now::read();
         let leases = Leases::open(&config.state_dir.join("leases"), &boot).map_err(cannot("open the leases"))?;
@@ -174,12 +169,10 @@ impl Supervisor {
             access,
             table,
             containers,
-            places,
             polls: LongPolls::default(),
             readers: Readers::default(),
             sweeper: Sweeper::default(),
             log_pages: LogPages::new(config.share.clone()),
-            log_root: LogRoot::new(config.share.clone(), config.state_dir.join("share"), config.id, config.no_share),
             _claim: claim,
         })
     }
@@ -187,8 +180,8 @@ impl Supervisor {
     /// Turns until asked to stop.
     fn run(&mut self) -> Result<(), ServeError> {
         let addr = self.events.local_addr().map_err(cannot("tell where we listen"))?;
-        let Share { cpu, mem_mib } = self.table.node().total;
-        log::info!("node {} listens on {addr} with {cpu} CPUs and {mem_mib} MiB to give out", self.places.node);
+        let Node { id, total: Share { cpu, mem_mib }, .. } = self.table.node();
+        log::info!("node {id} listens on {addr} with {cpu} CPUs and {mem_mib} MiB to give out");
         self.settle(Now::read());
         loop {
             let deadline = self.next_deadline();
@@ -211,7 +204,8 @@ impl Supervisor {
     /// The least of everybody's deadlines; at once, if there is something to launch.
     fn next_deadline(&self) -> Option<Instant> {
         let (now, wanted) = (Instant::now(), self.table.has_launches() && self.may_launch());
-        let launch = (wanted && self.log_root.now(now).is_some()).then_some(now);
+        let log_root = &self.containers.log_root;
+        let launch = (wanted && log_root.now(now).is_some()).then_some(now);
         let deadlines = [
             launch,
             self.table.next_deadline(),
@@ -220,7 +214,7 @@ impl Supervisor {
             self.readers.next_deadline(),
             self.sweeper.next_deadline(),
             self.log_pages.next_deadline(),
-            self.log_root.next_deadline(wanted, now),
+            log_root.next_deadline(wanted, now),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -248,7 +242,9 @@ impl Supervisor {
                 }
             }
             Event::ChildExited(pid) if self.log_pages.has(pid) => self.log_pages.finish(pid, &self.watcher),
-            Event::ChildExited(pid) if self.log_root.has(pid) => self.log_root.finish(pid, &self.watcher, now.instant),
+            Event::ChildExited(pid) if self.containers.log_root.has(pid) => {
+                self.containers.log_root.finish(pid, &self.watcher, now.instant);
+            }
             Event::ChildExited(pid) => self.readers.finish(pid, &self.watcher),
             // The run ends on it before it comes here.
             Event::StopAsked => {}
@@ -257,11 +253,7 @@ impl Supervisor {
 
     fn reap(&mut self, task: TaskId, now: Now) {
         let Some(spec) = self.table.spec(task) else { return };
-        let event = self.containers.reap(task, spec, now).map(|event| match event {
-            task::Event::InitExited(outcome) if self.log_root.is_to_blame(task, &outcome) => task::Event::NeverRan,
-            event => event,
-        });
-        if let Some(event) = event {
+        if let Some(event) = self.containers.reap(task, spec, now) {
             self.table.apply(task, event, now);
         }
     }
@@ -283,7 +275,7 @@ impl Supervisor {
             let busy = Refusal::new(RefusalCode::Busy, "too many logs are being read at once; ask again in a moment");
             return self.events.server().respond(connection, control::refused(busy), now.instant);
         }
-        let path = self.log_root.of(output.task).join(output.log.file_name());
+        let path = self.containers.log_root.of(output.task).join(output.log.file_name());
         if let Some(stream) = self.events.server().hand_over(connection) {
             self.readers.start(&stream, &path, output.start, &self.watcher, now.instant);
         }
@@ -307,7 +299,8 @@ impl Supervisor {
     /// What follows from all that was heard in this turn: the deeds, one launch, the news, the sweep.
     fn settle(&mut self, now: Now) {
         self.do_deeds(now);
-        self.log_root.ask_if_due(self.table.has_launches() && self.may_launch(), &self.watcher, now.instant);
+        let wanted = self.table.has_launches() && self.may_launch();
+        self.containers.log_root.ask_if_due(wanted, &self.watcher, now.instant);
         self.launch_one(now);
         self.do_deeds(now);
         for (connection, response) in self.polls.take_answers(&self.table, now) {
@@ -336,8 +329,7 @@ impl Supervisor {
                 Deed::LookWhy => self.table.call_stuck(task, self.containers.why_not_gone(task)),
                 Deed::Release => {
                     self.containers.release(task, now);
-                    self.log_root.forget(task);
-                    self.log_pages.add(self.log_root.of(task), now.instant);
+                    self.log_pages.add(self.containers.log_root.of(task), now.instant);
                 }
             }
         }
@@ -352,11 +344,11 @@ impl Supervisor {
         if !self.may_launch() {
             return;
         }
-        let Some(root) = self.log_root.now(now.instant) else { return };
-        self.containers.log_below(root);
+        let Some(root) = self.containers.log_root.now(now.instant).map(Path::to_owned) else { return };
         let Some(task) = self.table.next_launch() else { return };
         let (Some(spec), Some(origin)) = (self.table.spec(task), self.table.origin(task)) else { return };
-        let event = match self.containers.launch(task, spec, origin, self.table.terms(task), now) {
+        let logs = wire::logs::folder(&root, self.table.node().id, task);
+        let event = match self.containers.launch(task, spec, origin, self.table.terms(task), logs, now) {
             Ok(init) => task::Event::Launched(init),
             Err(reason) => task::Event::LaunchFailed(reason),
         };

@@ -93,6 +93,39 @@ fn a_share_that_vanishes_under_a_running_task_stops_the_next_one_only() {
     });
 }
 
+/// A task that a supervisor with this fault launches while no log can be made on its share, which is there.
+fn launched_in_vain(node: &mut Node, share: &Path, fault: &str) -> u64 {
+    fs::write(share.join("nodes"), "").expect("a file where the logs' folder should be");
+    node.kill_supervisor();
+    node.daemon().restart_with_fault(fault);
+    node.create(&job("echo ran"))
+}
+
+#[test]
+fn a_task_launched_in_vain_is_launched_again_by_the_supervisor_that_hears_of_it() {
+    with_rule("wait", |node, share| {
+        let _mounted = Mounted::on(share);
+        let task = launched_in_vain(node, share, "end.exited");
+        node.daemon().wait_for_its_end();
+        fs::remove_file(share.join("nodes")).expect("make room for the logs' folder");
+        node.restart();
+        assert_eq!(node.wait_final(task)["status"], "Finished");
+    });
+}
+
+#[test]
+fn a_task_launched_in_vain_is_launched_again_though_its_end_could_not_be_read_at_once() {
+    with_rule("wait", |node, share| {
+        let _mounted = Mounted::on(share);
+        let task = launched_in_vain(node, share, "end.read=EIO");
+        // The second launch is in vain as well, and then it is the task's fault.
+        assert_eq!(node.wait_final(task)["cause"]["kind"], "launchFailed");
+        says(node, &format!("cannot read how task {task} ended"));
+        let journal = fs::read_to_string(node.state_dir().join("journal")).expect("the journal");
+        assert_eq!(journal.matches("\"record\":\"neverRan\"").count(), 1, "{journal}");
+    });
+}
+
 #[test]
 fn a_share_that_is_mounted_anew_is_asked_again_though_a_question_still_hangs_in_the_old_one() {
     if !is_root() {

@@ -39,8 +39,14 @@ impl Dead {
 
 impl Containers {
     /// What became of the task; `None`: that cannot be read now, and [`Containers::expire`] will tell.
+    ///
+    /// Where the share is to blame it has not run, whenever that is read. After a reboot that is not believed: the power cut
+    /// may have brought back the folder of an earlier launch in place of the one that ran.
     pub fn conclude(&mut self, task: TaskId, dead: Dead, now: Now) -> Option<Event> {
         match self.read_end(task, dead, now) {
+            Ok(Event::InitExited(outcome)) if dead.layout.is_some() && self.log_root.is_to_blame(task, &outcome) => {
+                Some(Event::NeverRan)
+            }
             Ok(event) => Some(event),
             Err(error) if dead.tries < TRIES => {
                 log::warn!("cannot read how task {task} ended: {error}; trying again");
