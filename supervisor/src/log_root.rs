@@ -20,6 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rustix::fs::{AtFlags, CWD, Mode};
 use rustix::io::Errno;
 use wire::{NodeId, Reason, TaskId};
@@ -27,7 +28,7 @@ use wire::{NodeId, Reason, TaskId};
 use crate::errand::{Back, Messenger};
 use crate::event_loop::Watcher;
 use crate::mount_table;
-use crate::task::Outcome;
+use crate::task::{Now, Outcome};
 
 /// How long an answer is good for.
 const TRUST: Duration = Duration::from_secs(1);
@@ -49,11 +50,11 @@ pub enum NoShare {
 }
 
 /// What is known of the share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Known {
     Untold,
     There { until: Instant },
-    Away { ask_again: Instant, pause: Duration },
+    Away { cause: String, since: Timestamp, ask_again: Instant, pause: Duration },
 }
 
 /// Where the logs of this node's tasks are.
@@ -82,12 +83,26 @@ impl LogRoot {
     }
 
     fn decide(&self, now: Instant, is_mounted: impl FnOnce() -> bool) -> Option<&Path> {
-        match (self.rule, self.known) {
+        match (self.rule, &self.known) {
             (None, _) => Some(&self.share),
             // The child's word is up to a second old; this costs little and is of now.
-            (Some(_), Known::There { until }) if now < until && is_mounted() => Some(&self.share),
+            (Some(_), Known::There { until }) if now < *until && is_mounted() => Some(&self.share),
             (Some(NoShare::Local), Known::Away { .. }) => Some(&self.local),
             (Some(_), Known::Untold | Known::There { .. } | Known::Away { .. }) => None,
+        }
+    }
+
+    /// What a task waits for that is not launched, where it is known that it must wait.
+    pub fn holds_up(&self) -> Option<String> {
+        match (self.rule, &self.known) {
+            (Some(NoShare::Wait), Known::Away { cause, since, .. }) => {
+                let (share, since) = (self.share.display(), since.strftime("%F %T UTC"));
+                Some(format!(
+                    "it waits for the share {share}, which {cause} (away since {since}), and is launched as soon as that can be \
+                     written; hint: see to its mount and its servers, or start the node with --no-share local"
+                ))
+            }
+            (Some(NoShare::Wait), Known::Untold | Known::There { .. }) | (Some(NoShare::Local) | None, _) => None,
         }
     }
 
@@ -118,23 +133,23 @@ impl LogRoot {
 
     /// When something is to be done; `wanted`: whether there is a task to launch.
     pub fn next_deadline(&self, wanted: bool, now: Instant) -> Option<Instant> {
-        match (self.messenger.gives_up(), self.known) {
+        match (self.messenger.gives_up(), &self.known) {
             (Some(gives_up), _) => Some(gives_up),
             (None, _) if !wanted || self.rule.is_none() => None,
             (None, Known::Untold | Known::There { .. }) => Some(now),
-            (None, Known::Away { ask_again, .. }) => Some(ask_again),
+            (None, Known::Away { ask_again, .. }) => Some(*ask_again),
         }
     }
 
     /// Gives up on a share that does not answer. With a task to launch, asks if the last answer is too old.
-    pub fn ask_if_due(&mut self, wanted: bool, watcher: &Watcher, now: Instant) {
-        if self.messenger.give_up_if_late(now) {
+    pub fn ask_if_due(&mut self, wanted: bool, watcher: &Watcher, now: Now) {
+        if self.messenger.give_up_if_late(now.instant) {
             self.learn(no_answer(), now);
         }
         let due = match self.known {
             Known::Untold => true,
-            Known::There { until } => until <= now || !is_mounted(&self.share),
-            Known::Away { ask_again, .. } => ask_again <= now,
+            Known::There { until } => until <= now.instant || !is_mounted(&self.share),
+            Known::Away { ask_again, .. } => ask_again <= now.instant,
         };
         if self.rule.is_none() || !wanted || !due || self.messenger.gives_up().is_some() {
             return;
@@ -143,7 +158,7 @@ impl LogRoot {
             return self.learn(no_answer(), now);
         }
         let (share, node) = (&self.share, self.node);
-        if let Err(error) = self.messenger.send(watcher, now, || ask(share, node)) {
+        if let Err(error) = self.messenger.send(watcher, now.instant, || ask(share, node)) {
             self.learn(Err(format!("cannot be tried: {error}")), now);
         }
     }
@@ -154,7 +169,7 @@ impl LogRoot {
     }
 
     /// Its child `pid` has exited.
-    pub fn finish(&mut self, pid: i32, watcher: &Watcher, now: Instant) {
+    pub fn finish(&mut self, pid: i32, watcher: &Watcher, now: Now) {
         let answer = match self.messenger.collect(pid, watcher) {
             Back::With(0) => Ok(()),
             Back::With(NOT_MOUNTED) => Err("is not mounted".to_owned()),
@@ -165,18 +180,21 @@ impl LogRoot {
         self.learn(answer, now);
     }
 
-    fn learn(&mut self, answer: Result<(), String>, now: Instant) {
+    fn learn(&mut self, answer: Result<(), String>, now: Now) {
         let share = self.share.display();
-        self.known = match (answer, self.known) {
+        self.known = match (answer, &self.known) {
             (Ok(()), known) => {
                 if let Known::Away { .. } = known {
                     log::info!("the share {share} is there again");
                 }
-                Known::There { until: now + TRUST }
+                Known::There { until: now.instant + TRUST }
             }
-            (Err(_), Known::Away { pause, .. }) => {
-                let pause = (pause * 2).min(LAST_PAUSE);
-                Known::Away { ask_again: now + pause, pause }
+            (Err(cause), Known::Away { cause: before, since, pause, .. }) => {
+                if cause != *before {
+                    log::warn!("the share {share} {cause}");
+                }
+                let pause = (*pause * 2).min(LAST_PAUSE);
+                Known::Away { cause, since: *since, ask_again: now.instant + pause, pause }
             }
             (Err(cause), Known::Untold | Known::There { .. }) => {
                 match self.rule {
@@ -185,7 +203,7 @@ impl LogRoot {
                     }
                     Some(NoShare::Wait) | None => log::warn!("the share {share} {cause}; new tasks wait for it"),
                 }
-                Known::Away { ask_again: now + FIRST_PAUSE, pause: FIRST_PAUSE }
+                Known::Away { cause, since: now.wall, ask_again: now.instant + FIRST_PAUSE, pause: FIRST_PAUSE }
             }
         };
     }
@@ -249,47 +267,47 @@ mod tests {
 
     #[test]
     fn a_task_waits_until_the_share_has_answered_and_the_answer_grows_old() {
-        let (mut root, now) = (root(Some(NoShare::Local)), Instant::now());
-        assert_eq!(root.decide(now, || true), None);
-        assert_eq!(root.next_deadline(true, now), Some(now));
-        assert_eq!(root.next_deadline(false, now), None, "nobody wants to know");
+        let (mut root, now) = (root(Some(NoShare::Local)), Now::read());
+        assert_eq!(root.decide(now.instant, || true), None);
+        assert_eq!(root.next_deadline(true, now.instant), Some(now.instant));
+        assert_eq!(root.next_deadline(false, now.instant), None, "nobody wants to know");
         root.learn(Ok(()), now);
-        assert_eq!(root.decide(now, || true), Some(Path::new("/mnt/share")));
-        assert_eq!(root.decide(now, || false), None, "unmounted since");
-        assert_eq!(root.decide(now + TRUST, || true), None);
+        assert_eq!(root.decide(now.instant, || true), Some(Path::new("/mnt/share")));
+        assert_eq!(root.decide(now.instant, || false), None, "unmounted since");
+        assert_eq!(root.decide(now.instant + TRUST, || true), None);
     }
 
     #[test]
     fn without_the_share_tasks_wait_or_stay_on_the_node_as_the_operator_chose() {
-        let now = Instant::now();
+        let now = Now::read();
         let [mut waiting, mut local] = [NoShare::Wait, NoShare::Local].map(|rule| root(Some(rule)));
         for root in [&mut waiting, &mut local] {
             root.learn(Err("is not mounted".into()), now);
         }
-        assert_eq!(waiting.decide(now, || false), None);
-        assert_eq!(local.decide(now, || false), Some(Path::new("/s/share")));
+        assert_eq!(waiting.decide(now.instant, || false), None);
+        assert_eq!(local.decide(now.instant, || false), Some(Path::new("/s/share")));
         local.learn(Ok(()), now);
-        assert_eq!(local.decide(now, || true), Some(Path::new("/mnt/share")));
+        assert_eq!(local.decide(now.instant, || true), Some(Path::new("/mnt/share")));
     }
 
     #[test]
     fn a_task_whose_logs_could_not_be_opened_is_excused_once_and_the_share_is_asked_anew() {
-        let (mut root, now) = (root(Some(NoShare::Wait)), Instant::now());
+        let (mut root, now) = (root(Some(NoShare::Wait)), Now::read());
         root.learn(Ok(()), now);
         let failed_at = |step: &str| Outcome {
             status: wire::State::Failed,
             cause: Some(Reason::LaunchFailed { step: step.to_owned(), cause: "ENOTCONN".to_owned() }),
             exit_code: None,
             started_at: None,
-            ended_at: crate::task::Now::read().wall,
+            ended_at: Now::read().wall,
             cpu: None,
             memory_peak_bytes: None,
         };
         assert!(!root.is_to_blame(TaskId(1), &failed_at("unite the root")));
-        assert_eq!(root.decide(now, || true), Some(Path::new("/mnt/share")));
+        assert_eq!(root.decide(now.instant, || true), Some(Path::new("/mnt/share")));
         let logs = failed_at("make log folder /mnt/share/nodes/3/task1");
         assert!(root.is_to_blame(TaskId(1), &logs));
-        assert_eq!(root.decide(now, || true), None);
+        assert_eq!(root.decide(now.instant, || true), None);
         assert!(!root.is_to_blame(TaskId(1), &logs), "once");
         root.forget(TaskId(1));
         assert!(root.excused.is_empty());
@@ -297,24 +315,43 @@ mod tests {
 
     #[test]
     fn a_share_that_stays_away_is_asked_for_ever_more_seldom() {
-        let (mut root, now) = (root(Some(NoShare::Wait)), Instant::now());
+        let (mut root, now) = (root(Some(NoShare::Wait)), Now::read());
         let mut pauses = Vec::new();
         for _ in 0..6 {
             root.learn(Err("is not mounted".into()), now);
-            pauses.push(root.next_deadline(true, now).unwrap() - now);
+            pauses.push(root.next_deadline(true, now.instant).unwrap() - now.instant);
         }
         assert_eq!(pauses[0], FIRST_PAUSE);
         assert_eq!(pauses[5], LAST_PAUSE);
     }
 
     #[test]
+    fn what_holds_tasks_up_is_said_with_its_cause_of_now_and_the_time_of_the_first() {
+        let now = Now { wall: Timestamp::from_second(1_800_000_000).unwrap(), ..Now::read() };
+        let [mut waiting, mut local] = [NoShare::Wait, NoShare::Local].map(|rule| root(Some(rule)));
+        assert_eq!(waiting.holds_up(), None, "nobody has asked");
+        for root in [&mut waiting, &mut local] {
+            root.learn(Err("is not mounted".into()), now);
+            root.learn(no_answer(), Now { wall: Timestamp::now(), ..now });
+        }
+        let said = waiting.holds_up().unwrap();
+        assert!(
+            said.contains("/mnt/share, which does not answer within 15 s (away since 2027-01-15 08:00:00 UTC)"),
+            "{said}"
+        );
+        assert_eq!(local.holds_up(), None);
+        waiting.learn(Ok(()), now);
+        assert_eq!(waiting.holds_up(), None);
+    }
+
+    #[test]
     fn a_folder_that_is_no_mount_is_not_written_to() {
         let scratch = Scratch::new("log-root");
         let mut events = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
-        let (watcher, now) = (events.watcher().unwrap(), Instant::now());
+        let (watcher, now) = (events.watcher().unwrap(), Now::read());
         let mut root = LogRoot::new(scratch.path().to_owned(), "/s".into(), NodeId(1), Some(NoShare::Wait));
         root.ask_if_due(true, &watcher, now);
-        let heard = events.turn(Some(now + Duration::from_secs(10))).unwrap();
+        let heard = events.turn(Some(now.instant + Duration::from_secs(10))).unwrap();
         let [Event::ChildExited(pid)] = heard[..] else { panic!("{heard:?}") };
         assert!(root.has(pid));
         root.finish(pid, &watcher, now);

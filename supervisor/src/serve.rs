@@ -243,7 +243,7 @@ impl Supervisor {
             }
             Event::ChildExited(pid) if self.log_pages.has(pid) => self.log_pages.finish(pid, &self.watcher),
             Event::ChildExited(pid) if self.containers.log_root.has(pid) => {
-                self.containers.log_root.finish(pid, &self.watcher, now.instant);
+                self.containers.log_root.finish(pid, &self.watcher, now);
             }
             Event::ChildExited(pid) => self.readers.finish(pid, &self.watcher),
             // The run ends on it before it comes here.
@@ -291,7 +291,7 @@ impl Supervisor {
             self.table.queue(task);
         }
         for (task, why) in self.containers.take_looks(now) {
-            self.table.call_stuck(task, why);
+            self.table.call_stuck(task, why.as_deref());
         }
         self.readers.expire(now.instant);
     }
@@ -300,7 +300,8 @@ impl Supervisor {
     fn settle(&mut self, now: Now) {
         self.do_deeds(now);
         let wanted = self.table.has_launches() && self.may_launch();
-        self.containers.log_root.ask_if_due(wanted, &self.watcher, now.instant);
+        self.containers.log_root.ask_if_due(wanted, &self.watcher, now);
+        self.table.hold_up(self.containers.log_root.holds_up().as_deref());
         self.launch_one(now);
         self.do_deeds(now);
         for (connection, response) in self.polls.take_answers(&self.table, now) {
@@ -326,7 +327,7 @@ impl Supervisor {
                 Deed::SayGo => self.containers.say_go(task),
                 Deed::Terminate => self.containers.terminate(task),
                 Deed::Kill => self.containers.kill(task),
-                Deed::LookWhy => self.table.call_stuck(task, self.containers.why_not_gone(task)),
+                Deed::LookWhy => self.table.call_stuck(task, self.containers.why_not_gone(task).as_deref()),
                 Deed::Release => {
                     self.containers.release(task, now);
                     self.log_pages.add(self.containers.log_root.of(task), now.instant);

@@ -63,6 +63,12 @@ struct Living {
     lease: Option<TaskLease>,
 }
 
+impl Living {
+    fn waits_for_launch(&self) -> bool {
+        matches!(self.task.phase, Phase::Accepted { .. })
+    }
+}
+
 /// The table.
 #[derive(Debug)]
 pub struct TaskTable {
@@ -83,6 +89,8 @@ pub struct TaskTable {
     last_task: TaskId,
     last_event: EventNumber,
     to_launch: VecDeque<TaskId>,
+    /// Whether any of these is said to be held up.
+    held_up: bool,
     deeds: VecDeque<(TaskId, Deed)>,
     deadlines: BTreeSet<(Instant, TaskId)>,
     /// Actions that wait because the journal cannot be written, in their order.
@@ -111,6 +119,7 @@ impl TaskTable {
             last_task: TaskId(history.last_task),
             last_event: EventNumber(history.last_event),
             to_launch: VecDeque::new(),
+            held_up: false,
             deeds: VecDeque::new(),
             deadlines: BTreeSet::new(),
             parked: VecDeque::new(),
@@ -293,9 +302,7 @@ impl TaskTable {
 
     /// Tasks of this master that wait for their launch, and whose lease has run out.
     fn lapsed(&self, master: &InstanceId, now: Now) -> Vec<TaskId> {
-        let waits = |living: &Living| {
-            matches!(living.task.phase, Phase::Accepted { .. }) && living.task.origin.master.as_ref() == Some(master)
-        };
+        let waits = |living: &Living| living.waits_for_launch() && living.task.origin.master.as_ref() == Some(master);
         let over = |id: &TaskId| {
             self.terms(*id).is_some_and(|terms| terms.newest.saturating_add(terms.length) <= now.since_boot)
         };
@@ -451,16 +458,37 @@ impl TaskTable {
 
     /// Says what holds a task up, or that nothing does any more. What cannot be written down is not told: whoever looked
     /// looks again.
-    pub fn call_stuck(&mut self, id: TaskId, why: Option<String>) {
-        let Some(living) = self.living.get(&id).filter(|living| living.stuck != why) else { return };
-        match &why {
-            Some(why) => log::error!("task {id} is stuck: {why}; it keeps its share"),
-            None => log::info!("task {id} is not stuck any more"),
+    pub fn call_stuck(&mut self, id: TaskId, why: Option<&str>) {
+        match (self.tell_stuck(id, why), why) {
+            (true, Some(why)) => log::error!("task {id} is stuck: {why}; it keeps its share"),
+            (true, None) => log::info!("task {id} is not stuck any more"),
+            (false, _) => {}
         }
+    }
+
+    /// Says what holds up all tasks that wait for their launch, or that nothing does any more. To be said again and again,
+    /// since others come to wait.
+    pub fn hold_up(&mut self, why: Option<&str>) {
+        if why.is_none() && !self.held_up {
+            return;
+        }
+        let waiting = |id: &TaskId| self.living.get(id).is_some_and(Living::waits_for_launch);
+        self.to_launch.retain(waiting);
+        for id in Vec::from_iter(self.to_launch.iter().copied()) {
+            self.tell_stuck(id, why);
+        }
+        let mut waiting = self.to_launch.iter().filter_map(|id| self.living.get(id));
+        self.held_up = waiting.any(|living| living.stuck.is_some());
+    }
+
+    /// True: that is news, and was told.
+    fn tell_stuck(&mut self, id: TaskId, why: Option<&str>) -> bool {
+        let Some(living) = self.living.get(&id).filter(|living| living.stuck.as_deref() != why) else { return false };
         let event = EventNumber(self.last_event.0 + 1);
+        let why = why.map(str::to_owned);
         let report = TaskReport { stuck: why.clone(), event, ..living.told.clone() };
         if !self.parked.is_empty() || self.append(&Record::Stuck { task: id, event, why: why.clone() }).is_err() {
-            return;
+            return false;
         }
         self.last_event = event;
         if let Some(living) = self.living.get_mut(&id) {
@@ -468,6 +496,7 @@ impl TaskTable {
             self.by_event.insert(event, id);
             (living.told, living.stuck) = (report, why);
         }
+        true
     }
 
     /// A change becomes public: numbered, written, and from then on part of what may be told.
@@ -565,8 +594,7 @@ impl TaskTable {
             return None;
         }
         while let Some(id) = self.to_launch.pop_front() {
-            let waiting = self.living.get(&id).is_some_and(|it| matches!(it.task.phase, Phase::Accepted { .. }));
-            if waiting {
+            if self.living.get(&id).is_some_and(Living::waits_for_launch) {
                 return Some(id);
             }
         }
@@ -839,18 +867,55 @@ pub mod tests {
         let told = it.table.last_event();
         let why = |it: &Fixture| it.table.report(id).unwrap().stuck.clone();
         for _ in 0..2 {
-            it.table.call_stuck(id, Some("waits for a server".into()));
+            it.table.call_stuck(id, Some("waits for a server"));
         }
         assert_eq!((why(&it), it.table.last_event().0), (Some("waits for a server".into()), told.0 + 1));
         assert_eq!(it.table.changes_after(told).len(), 1);
         it.restart();
         assert_eq!(it.table.last_event().0, told.0 + 1);
-        it.table.call_stuck(id, Some("waits for another".into()));
+        it.table.call_stuck(id, Some("waits for another"));
         it.table.apply(id, Event::Started(None), Now::read());
         assert_eq!((why(&it), it.status(id)), (None, State::Running));
         it.end(id);
-        it.table.call_stuck(id, Some("too late".into()));
+        it.table.call_stuck(id, Some("too late"));
         assert_eq!((why(&it), it.status(id)), (None, State::Finished));
+    }
+
+    #[test]
+    fn what_holds_up_the_launches_is_told_of_each_that_waits_and_taken_back_when_nothing_does_any_more() {
+        let mut it = Fixture::new("table-held-up");
+        let (launched, killed) = (it.create(), it.create());
+        it.launch(launched);
+        it.table.hold_up(Some("no share"));
+        it.table.kill(killed, Now::read()).unwrap();
+        let waiting = it.create();
+        let before = it.table.last_event();
+        for _ in 0..2 {
+            it.table.hold_up(Some("no share"));
+        }
+        let why = |it: &Fixture, id| it.table.report(id).unwrap().stuck.clone();
+        let told = [launched, killed, waiting].map(|id| why(&it, id));
+        assert_eq!(told, [None, None, Some("no share".to_owned())]);
+        assert_eq!(it.table.changes_after(before).len(), 1);
+        it.table.journal.fail_writes(true);
+        it.table.hold_up(None);
+        assert!(why(&it, waiting).is_some(), "what is not written is not told");
+        it.table.journal.fail_writes(false);
+        for _ in 0..2 {
+            it.table.hold_up(None);
+        }
+        assert_eq!((why(&it, waiting), it.table.last_event().0), (None, before.0 + 2));
+        assert_eq!(it.table.next_launch(), Some(waiting));
+    }
+
+    #[test]
+    fn once_all_that_wait_are_killed_there_is_nothing_to_launch() {
+        let mut it = Fixture::new("table-none-waits");
+        let id = it.create();
+        it.table.hold_up(Some("no share"));
+        it.table.kill(id, Now::read()).unwrap();
+        it.table.hold_up(Some("no share"));
+        assert!(!it.table.has_launches());
     }
 
     #[test]

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tests::cluster::Plan;
 use tests::daemon::run_to_end;
 use tests::hung_fuse::HungFuse;
 use tests::job::job;
 use tests::mount::detach;
 use tests::node::{Node, NodePlan};
 use tests::sandbox::is_root;
-use tests::wait::until_true;
+use tests::wait::{until, until_true};
 
 /// A filesystem on the node's share, unmounted when dropped, however the test ends.
 struct Mounted(PathBuf);
@@ -62,6 +64,54 @@ fn a_task_waits_for_a_share_that_is_not_mounted_and_nothing_is_written_to_its_mo
         says(node, "is there again");
         drop(mounted);
         assert_eq!(names_in(share), Vec::<PathBuf>::new());
+    });
+}
+
+/// What a task that waits for this share says of it.
+#[track_caller]
+fn wait_held_up(share: &Path, look: impl Fn() -> Value) {
+    let words = [
+        &format!("it waits for the share {}, which is not mounted (away since 2", share.display()),
+        "hint: see to its mount",
+    ];
+    until("what is said to name the share", || {
+        let stuck = look()["stuck"].as_str().unwrap_or_default().to_owned();
+        if words.iter().all(|words| stuck.contains(*words)) { Ok(()) } else { Err(stuck) }
+    });
+}
+
+#[test]
+fn a_task_that_waits_for_the_share_says_so_as_do_those_that_join_it_and_after_a_restart() {
+    with_rule("wait", |node, share| {
+        let tasks = [node.create(&job("echo ran")), node.create(&job("echo ran"))];
+        for _ in 0..2 {
+            for task in tasks {
+                wait_held_up(share, || node.info(task));
+            }
+            node.kill_supervisor();
+            node.restart();
+        }
+        let _mounted = Mounted::on(share);
+        for task in tasks {
+            let ended = node.wait_final(task);
+            assert_eq!((&ended["status"], &ended["stuck"]), (&json!("Finished"), &Value::Null));
+        }
+    });
+}
+
+#[test]
+fn a_jobs_page_says_that_it_waits_for_the_share_and_no_more_once_it_runs() {
+    let nodes = [NodePlan::default().flags(&["--no-share", "wait"])];
+    Plan::of_nodes(nodes).run(|cluster| {
+        let share = cluster.node().state_dir().with_file_name("share");
+        let job = cluster.master.submit(&job("exec sleep 1000")).job_id;
+        let details = format!("/job/details/{job}?logs=0");
+        wait_held_up(&share, || cluster.master.get(&details));
+        let _mounted = Mounted::on(&share);
+        cluster.master.wait_status(job, "Running");
+        assert_eq!(cluster.master.get(&details)["stuck"], Value::Null);
+        cluster.master.kill(job).expect(200);
+        cluster.master.wait_final(job);
     });
 }
 
@@ -168,7 +218,7 @@ fn without_a_share_tasks_may_run_and_keep_their_output_on_the_node() {
 
 /// The node asks again while there is something to launch.
 fn until_one_is_on_the_share(node: &Node, share: &Path) -> u64 {
-    tests::wait::until("a task to write to the share again", || {
+    until("a task to write to the share again", || {
         let task = node.create(&job("echo kept"));
         node.wait_final(task);
         if share.join(format!("nodes/0/task{task}")).is_dir() { Ok(task) } else { Err(task) }
