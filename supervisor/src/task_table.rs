@@ -53,8 +53,6 @@ struct Living {
     task: Task,
     /// The latest that may be told: the journal has it.
     told: TaskReport,
-    /// What holds it up, as far as it was told.
-    stuck: Option<String>,
     /// What it takes of the node.
     share: Share,
     /// In which era its latest init was launched.
@@ -160,7 +158,7 @@ impl TaskTable {
         self.key_of(&task.origin, task.id);
         self.by_event.insert(event, task.id);
         self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, task.id)));
-        self.living.insert(task.id, Living { told: task.report(event), task, stuck: None, share, era, lease });
+        self.living.insert(task.id, Living { told: task.report(event), task, share, era, lease });
     }
 
     fn key_of(&mut self, origin: &TaskOrigin, id: TaskId) {
@@ -401,14 +399,13 @@ impl TaskTable {
     /// Something has happened to a task.
     pub fn apply(&mut self, id: TaskId, event: Event, now: Now) {
         let Some(living) = self.living.remove(&id) else { return };
-        let Living { task, told, stuck, share, era, lease } = living;
-        if let Some(deadline) = task.next_deadline() {
+        if let Some(deadline) = living.task.next_deadline() {
             self.deadlines.remove(&(deadline, id));
         }
-        let era = if matches!(event, Event::Launched(_)) { self.eras.len().saturating_sub(1) } else { era };
-        let (task, actions) = task.step(event, now);
+        let era = if matches!(event, Event::Launched(_)) { self.eras.len().saturating_sub(1) } else { living.era };
+        let (task, actions) = living.task.step(event, now);
         self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, id)));
-        self.living.insert(id, Living { task, told, stuck, share, era, lease });
+        self.living.insert(id, Living { task, era, ..living });
         self.perform(id, actions, now);
     }
 
@@ -478,39 +475,32 @@ impl TaskTable {
             self.tell_stuck(id, why);
         }
         let mut waiting = self.to_launch.iter().filter_map(|id| self.living.get(id));
-        self.held_up = waiting.any(|living| living.stuck.is_some());
+        self.held_up = waiting.any(|living| living.told.stuck.is_some());
     }
 
     /// True: that is news, and was told.
     fn tell_stuck(&mut self, id: TaskId, why: Option<&str>) -> bool {
-        let Some(living) = self.living.get(&id).filter(|living| living.stuck.as_deref() != why) else { return false };
+        let Some(living) = self.living.get(&id).filter(|living| living.told.stuck.as_deref() != why) else {
+            return false;
+        };
         let event = EventNumber(self.last_event.0 + 1);
         let why = why.map(str::to_owned);
         let report = TaskReport { stuck: why.clone(), event, ..living.told.clone() };
-        if !self.parked.is_empty() || self.append(&Record::Stuck { task: id, event, why: why.clone() }).is_err() {
-            return false;
+        let told = self.parked.is_empty() && self.append(&Record::Stuck { task: id, event, why }).is_ok();
+        if told {
+            self.publish(report);
         }
-        self.last_event = event;
-        if let Some(living) = self.living.get_mut(&id) {
-            self.by_event.remove(&living.told.event);
-            self.by_event.insert(event, id);
-            (living.told, living.stuck) = (report, why);
-        }
-        true
+        told
     }
 
     /// A change becomes public: numbered, written, and from then on part of what may be told.
     fn tell(&mut self, id: TaskId, change: &Change) -> Result<(), String> {
         let event = EventNumber(self.last_event.0 + 1);
         self.write(id, change, event)?;
-        self.last_event = event;
-        let Some(living) = self.living.get_mut(&id) else { return Ok(()) };
-        self.by_event.remove(&living.told.event);
-        self.by_event.insert(event, id);
+        let Some(living) = self.living.get(&id) else { return Ok(()) };
+        log::debug!("task {id}: {}", living.task.status());
         // It moved, so it is not stuck, or not where it was.
-        living.stuck = None;
-        living.told = living.task.report(event);
-        log::debug!("task {id}: {}", living.told.status);
+        self.publish(living.task.report(event));
         if matches!(change, Change::Ended)
             && let Some(living) = self.living.remove(&id)
         {
@@ -520,6 +510,16 @@ impl TaskTable {
             self.forget_beyond_the_cap();
         }
         Ok(())
+    }
+
+    /// The journal has it: from now on this is what is told of a task that lives.
+    fn publish(&mut self, report: TaskReport) {
+        self.last_event = report.event;
+        if let Some(living) = self.living.get_mut(&report.task_id) {
+            self.by_event.remove(&living.told.event);
+            self.by_event.insert(report.event, report.task_id);
+            living.told = report;
+        }
     }
 
     fn append(&mut self, record: &Record) -> Result<(), String> {
