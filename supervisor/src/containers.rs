@@ -37,8 +37,6 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 const WORTH_A_WORD: u32 = 12;
 /// Descriptors that are not for tasks: connections, readers, a launch's layers and cgroups, the daemon's own.
 const OTHER_DESCRIPTORS: u64 = 1_500;
-/// How often we look whether an adopted task has begun, or what a launch waits for has gone.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Where things are, and how long a task may take to end.
 #[derive(Debug, Clone)]
@@ -79,6 +77,24 @@ struct Remnant {
     tries: u32,
 }
 
+/// When something is looked at again: the more often that was in vain, the later.
+#[derive(Debug, Clone, Copy)]
+struct Again {
+    at: Instant,
+    tries: u32,
+}
+
+impl Again {
+    fn at_once(now: Now) -> Again {
+        Again { at: now.instant, tries: 0 }
+    }
+
+    /// It was in vain.
+    fn later(self, now: Now) -> Again {
+        Again { at: now.instant + pause_after(self.tries), tries: self.tries + 1 }
+    }
+}
+
 /// All containers of this node.
 #[derive(Debug)]
 pub struct Containers {
@@ -95,9 +111,9 @@ pub struct Containers {
     /// Tasks that may be stuck.
     suspects: HashMap<TaskId, Suspect>,
     /// Adopted tasks of which nobody has heard whether they had begun, by when to look.
-    unheard: BTreeMap<TaskId, Instant>,
+    unheard: BTreeMap<TaskId, Again>,
     /// Tasks to be launched again, by when to look whether nothing is in the way any more.
-    clearing: BTreeMap<TaskId, Instant>,
+    clearing: BTreeMap<TaskId, Again>,
     /// Tasks whose init is gone and whose end could not be read yet.
     dead: BTreeMap<TaskId, Dead>,
     remnants: BTreeMap<(Instant, u64), Remnant>,
@@ -215,7 +231,7 @@ impl Containers {
 
     /// Looks every now and then whether an adopted task has begun.
     pub fn look_for_start(&mut self, task: TaskId, now: Now) {
-        self.unheard.insert(task, now.instant);
+        self.unheard.insert(task, Again::at_once(now));
         self.suspects.entry(task).or_insert(Suspect::to_begin(now));
     }
 
@@ -370,17 +386,19 @@ impl Containers {
 
     /// Removes what an earlier launch of the task left; [`Containers::take_cleared`] tells when that is done.
     pub fn clear_for_launch(&mut self, task: TaskId, now: Now) {
-        self.clearing.insert(task, now.instant);
+        self.clearing.insert(task, Again::at_once(now));
     }
 
     /// Tasks that nothing is in the way of any more.
     pub fn take_cleared(&mut self, now: Now) -> Vec<TaskId> {
-        let due: Vec<TaskId> = due(&self.clearing, now);
-        let (cleared, busy) = due.into_iter().partition::<Vec<_>, _>(|task| self.put_aside(*task));
-        for task in &cleared {
-            self.clearing.remove(task);
+        let mut cleared = Vec::new();
+        for (task, again) in take_due(&mut self.clearing, now) {
+            if self.put_aside(task) {
+                cleared.push(task);
+            } else {
+                self.clearing.insert(task, again.later(now));
+            }
         }
-        self.clearing.extend(busy.into_iter().map(|task| (task, now.instant + LOOK_AGAIN)));
         cleared
     }
 
@@ -441,7 +459,7 @@ impl Containers {
     pub fn next_deadline(&self) -> Option<Instant> {
         let remnant = self.remnants.first_key_value().map(|((due, _), _)| *due);
         let looks = remnant.into_iter().chain(self.next_look()).chain(self.next_reading());
-        self.unheard.values().chain(self.clearing.values()).copied().chain(looks).min()
+        self.unheard.values().chain(self.clearing.values()).map(|again| again.at).chain(looks).min()
     }
 
     /// Tries again what was busy; tells which adopted tasks have begun, and how those ended that could not be asked before.
@@ -451,18 +469,15 @@ impl Containers {
             self.try_remnant(remnant, now);
         }
         let mut events = self.read_ends_again(now);
-        events.extend(due(&self.unheard, now).into_iter().filter_map(|task| self.look(task, now)));
-        events
-    }
-
-    fn look(&mut self, task: TaskId, now: Now) -> Option<(TaskId, Event)> {
-        if self.has_begun(task) {
-            self.unheard.remove(&task);
-            self.suspects.remove(&task);
-            return Some((task, Event::Started(None)));
+        for (task, again) in take_due(&mut self.unheard, now) {
+            if self.has_begun(task) {
+                self.suspects.remove(&task);
+                events.push((task, Event::Started(None)));
+            } else {
+                self.unheard.insert(task, again.later(now));
+            }
         }
-        self.unheard.insert(task, now.instant + LOOK_AGAIN);
-        None
+        events
     }
 
     /// Removes the cgroup bases that are empty: at the end, or those of an earlier era.
@@ -478,13 +493,27 @@ fn pause_after(tries: u32) -> Duration {
     (FIRST_PAUSE * 2_u32.saturating_pow(tries.min(16))).min(LAST_PAUSE)
 }
 
-fn due(times: &BTreeMap<TaskId, Instant>, now: Now) -> Vec<TaskId> {
-    times.iter().filter(|(_, at)| **at <= now.instant).map(|(task, _)| *task).collect()
+fn take_due(waiting: &mut BTreeMap<TaskId, Again>, now: Now) -> Vec<(TaskId, Again)> {
+    waiting.extract_if(.., |_, again| again.at <= now.instant).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_looked_at_in_vain_is_looked_at_again_soon_at_first_and_then_ever_more_seldom() {
+        let now = Now::read();
+        let mut waiting = BTreeMap::from([(TaskId(7), Again::at_once(now))]);
+        let mut pauses = Vec::new();
+        for _ in 0..13 {
+            let (task, again) = take_due(&mut waiting, Now { instant: now.instant + LAST_PAUSE, ..now }).remove(0);
+            waiting.insert(task, again.later(now));
+            pauses.push((waiting[&task].at - now.instant).as_millis());
+            assert!(take_due(&mut waiting, now).is_empty(), "too soon");
+        }
+        assert_eq!((pauses[0], pauses[1], pauses[12]), (2, 4, LAST_PAUSE.as_millis()));
+    }
 
     #[test]
     fn a_containers_folder_is_that_of_the_contract() {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use wire::fault::Point;
 use wire::{ContainerId, JobSpec, TaskId};
 
-use super::{Containers, pause_after};
+use super::{Again, Containers};
 use crate::cgroup::Usage;
 use crate::fault;
 use crate::launch::record::{self, End};
@@ -26,14 +26,13 @@ pub struct Dead {
     /// Of this boot; `None` after a reboot.
     pub layout: Option<usize>,
     mem_limit_mib: u64,
-    tries: u32,
-    again: Instant,
+    again: Again,
 }
 
 impl Dead {
     /// One whose end nobody has read.
     pub fn new(spec: &JobSpec, layout: Option<usize>, told: bool, now: Now) -> Dead {
-        Dead { told, layout, mem_limit_mib: spec.resource.mem, tries: 0, again: now.instant }
+        Dead { told, layout, mem_limit_mib: spec.resource.mem, again: Again::at_once(now) }
     }
 }
 
@@ -48,10 +47,9 @@ impl Containers {
                 Some(Event::NeverRan)
             }
             Ok(event) => Some(event),
-            Err(error) if dead.tries < TRIES => {
+            Err(error) if dead.again.tries < TRIES => {
                 log::warn!("cannot read how task {task} ended: {error}; trying again");
-                let again = now.instant + pause_after(dead.tries);
-                self.dead.insert(task, Dead { tries: dead.tries + 1, again, ..dead });
+                self.dead.insert(task, Dead { again: dead.again.later(now), ..dead });
                 None
             }
             Err(error) => {
@@ -77,12 +75,12 @@ impl Containers {
 
     /// When an end is to be read again.
     pub(super) fn next_reading(&self) -> Option<Instant> {
-        self.dead.values().map(|dead| dead.again).min()
+        self.dead.values().map(|dead| dead.again.at).min()
     }
 
     /// The ends that can be read by now.
     pub(super) fn read_ends_again(&mut self, now: Now) -> Vec<(TaskId, Event)> {
-        let due = |_: &TaskId, dead: &mut Dead| dead.again <= now.instant;
+        let due = |_: &TaskId, dead: &mut Dead| dead.again.at <= now.instant;
         let due: Vec<(TaskId, Dead)> = self.dead.extract_if(.., due).collect();
         due.into_iter().filter_map(|(task, dead)| Some((task, self.conclude(task, dead, now)?))).collect()
     }
