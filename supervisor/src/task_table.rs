@@ -185,8 +185,16 @@ impl TaskTable {
 
     /// What `GET /resource` tells.
     pub fn resource(&self, now: Now) -> NodeResource {
-        let closed = self.check_journal().and_then(|()| self.node.check_disk()).err();
-        self.node.resource(self.free(), self.living.len(), closed.map(|refusal| refusal.message), now)
+        let refused = self.check_journal().and_then(|()| self.node.check_disk()).err();
+        let closed = refused.map(|refusal| refusal.message).or_else(|| self.why_held_up());
+        self.node.resource(self.free(), self.living.len(), closed, now)
+    }
+
+    /// What would hold up one more task as well. It would be taken all the same: whoever asks may have no other node.
+    fn why_held_up(&self) -> Option<String> {
+        let waiting =
+            self.held_up.then(|| self.to_launch.iter().find_map(|id| self.living.get(id)?.told.stuck.as_ref()));
+        Some(format!("its next task is held up: {}", waiting??))
     }
 
     /// How many tasks have not ended.
@@ -897,6 +905,8 @@ pub mod tests {
         let told = [launched, killed, waiting].map(|id| why(&it, id));
         assert_eq!(told, [None, None, Some("no share".to_owned())]);
         assert_eq!(it.table.changes_after(before).len(), 1);
+        let closed = |it: &Fixture| it.table.resource(Now::read()).closed;
+        assert_eq!(closed(&it).as_deref(), Some("its next task is held up: no share"));
         it.table.journal.fail_writes(true);
         it.table.hold_up(None);
         assert!(why(&it, waiting).is_some(), "what is not written is not told");
@@ -904,7 +914,7 @@ pub mod tests {
         for _ in 0..2 {
             it.table.hold_up(None);
         }
-        assert_eq!((why(&it, waiting), it.table.last_event().0), (None, before.0 + 2));
+        assert_eq!((why(&it, waiting), closed(&it), it.table.last_event().0), (None, None, before.0 + 2));
         assert_eq!(it.table.next_launch(), Some(waiting));
     }
 
@@ -915,7 +925,7 @@ pub mod tests {
         it.table.hold_up(Some("no share"));
         it.table.kill(id, Now::read()).unwrap();
         it.table.hold_up(Some("no share"));
-        assert!(!it.table.has_launches());
+        assert!(!it.table.has_launches() && it.table.resource(Now::read()).closed.is_none());
     }
 
     #[test]

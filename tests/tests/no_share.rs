@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tests::cluster::Plan;
 use tests::daemon::run_to_end;
 use tests::hung_fuse::HungFuse;
-use tests::job::job;
+use tests::job::{job, job_with};
 use tests::mount::detach;
 use tests::node::{Node, NodePlan};
 use tests::sandbox::is_root;
@@ -112,6 +112,30 @@ fn a_jobs_page_says_that_it_waits_for_the_share_and_no_more_once_it_runs() {
         assert_eq!(cluster.master.get(&details)["stuck"], Value::Null);
         cluster.master.kill(job).expect(200);
         cluster.master.wait_final(job);
+    });
+}
+
+#[test]
+fn a_node_with_a_task_that_waits_for_its_share_gets_no_other_and_says_why() {
+    let waits = NodePlan::default().flags(&["--no-share", "wait"]).mem(4096);
+    Plan::of_nodes([waits, NodePlan::default().mem(1024)]).run(|cluster| {
+        let share = cluster.nodes[0].state_dir().with_file_name("share");
+        let submit = |job: Value| cluster.master.submit(&job).job_id;
+        let waiting = submit(job_with("echo ran", &[("resource.mem", json!(2048))]));
+        wait_held_up(&share, || cluster.master.get(&format!("/job/details/{waiting}?logs=0")));
+        // There is more room on the node that waits.
+        assert_eq!(cluster.master.wait_final(submit(job("echo ran"))).node_id, 1);
+        let next = submit(job_with("echo ran", &[("resource.mem", json!(2000))]));
+        let details = cluster.master.get(&format!("/job/details/{next}?logs=0"));
+        let why = details["why"].as_str().unwrap_or_default();
+        assert!(
+            why.starts_with("node 0 takes nothing new: its next task is held up: it waits for the share"),
+            "{details}"
+        );
+        let _mounted = Mounted::on(&share);
+        for job in [waiting, next] {
+            assert_eq!(cluster.master.wait_final(job).outcome(), "Finished");
+        }
     });
 }
 

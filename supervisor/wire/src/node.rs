@@ -52,7 +52,8 @@ pub struct NodeResource {
     /// When it said this, by its own clock; an older node does not tell, and knows no leases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<Stamp>,
-    /// Why it takes no task at present, however much is free: its disk is full, or it cannot write its journal.
+    /// Why it is to get no task at present, however much is free: its disk is full, it cannot write its journal, or those it
+    /// has wait for its share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed: Option<String>,
 }
