@@ -68,7 +68,7 @@ fn perform(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
     match command {
         Command::Serve(node) => serve::serve(&node)?,
         Command::Run { node, spec, network } => {
-            let status = run::run(&launch_settings(&node)?, &node.cgroup_root, &spec, network, node.grace)?;
+            let status = run::run(&launch::Settings::of(&node)?, &node.cgroup_root, &spec, network, node.grace)?;
             return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
         }
         Command::Leaks { node, json } => return tell_leaks(&node, json),
@@ -109,13 +109,4 @@ fn tell_leaks(node: &NodeConfig, json: bool) -> Result<ExitCode, Box<dyn std::er
 
 fn images_of(node: &NodeConfig) -> std::path::PathBuf {
     node.state_dir.join("img")
-}
-
-fn launch_settings(node: &NodeConfig) -> Result<launch::Settings, unions::UnionError> {
-    Ok(launch::Settings {
-        state_dir: node.state_dir.clone(),
-        package_roots: node.package_roots.clone(),
-        union: unions::choose(node.union, &node.state_dir)?,
-        log_limit_bytes: node.log_limit_bytes,
-    })
 }

@@ -35,7 +35,7 @@ use crate::state_dir::{StateDir, StateDirError};
 use crate::sweep::{Sweeper, Synced};
 use crate::task::{self, Now};
 use crate::task_table::{Deed, TaskTable};
-use crate::unions::{self, UnionError};
+use crate::unions::UnionError;
 
 /// Why the daemon cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -119,27 +119,10 @@ impl Supervisor {
         let listen = |cause| ServeError::Listen { addr: config.listen, cause };
         let events = EventLoop::new(config.listen).map_err(listen)?;
         let boot = launch::boot_id().map_err(cannot("read the boot id"))?;
-        let settings = Settings {
-            state_dir: config.state_dir.clone(),
-            package_roots: config.package_roots.clone(),
-            union: unions::choose(config.union, &config.state_dir)?,
-            log_limit_bytes: config.log_limit_bytes,
-        };
+        let settings = Settings::of(config)?;
         let launcher = Launcher::new(&settings)?;
         let (journal, records) = Journal::open(&state_dir.journal())?;
-        match (records.is_empty(), state_dir.was_used()) {
-            (true, true) => log::warn!(
-                "the journal {} is empty, though this state dir was used before: its tasks are forgotten, and masters \
-                 will take this for another node",
-                state_dir.journal().display()
-            ),
-            (false, false) => log::warn!(
-                "the file instance is missing beside the journal {}: masters will take this for another node",
-                state_dir.journal().display()
-            ),
-            (true, false) | (false, true) => {}
-        }
-        let instance = if records.is_empty() { state_dir.new_instance()? } else { state_dir.instance()? };
+        let instance = instance(state_dir, records.is_empty())?;
         let layout = Layout::prepare(&config.cgroup_root)?;
         let claim = layout.claim()?;
         fault::moment(Point::StartClaimed);
@@ -363,6 +346,24 @@ impl Supervisor {
             tasks => log::info!("stopping; {tasks} tasks go on, and the next supervisor takes them over"),
         }
     }
+}
+
+/// Who this node is to masters. One that has forgotten its tasks, or who it was, is another.
+fn instance(state_dir: &StateDir, journal_is_empty: bool) -> Result<InstanceId, StateDirError> {
+    let journal = state_dir.journal();
+    match (journal_is_empty, state_dir.was_used()) {
+        (true, true) => log::warn!(
+            "the journal {} is empty, though this state dir was used before: its tasks are forgotten, and masters will take \
+             this for another node",
+            journal.display()
+        ),
+        (false, false) => log::warn!(
+            "the file instance is missing beside the journal {}: masters will take this for another node",
+            journal.display()
+        ),
+        (true, false) | (false, true) => {}
+    }
+    if journal_is_empty { state_dir.new_instance() } else { state_dir.instance() }
 }
 
 /// Rewrites the journal, so that what follows stands under our era. On a disk too full for that, a journal

@@ -17,9 +17,11 @@ use wire::fault::{Point, Process};
 use wire::{BootId, JobSpec, Reason};
 
 use crate::cgroup::Layout;
+use crate::config::NodeConfig;
 use crate::lease::Terms;
 use crate::lxc_config::UnionDriver;
 use crate::security::{self, SystemCallFilter};
+use crate::unions::{self, UnionError};
 use crate::{child, fault, namespaces, sys};
 
 mod alarms;
@@ -50,6 +52,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Those of this node, whose layers were seen to be united in its state dir.
+    pub fn of(node: &NodeConfig) -> Result<Settings, UnionError> {
+        Ok(Settings {
+            state_dir: node.state_dir.clone(),
+            package_roots: node.package_roots.clone(),
+            union: unions::choose(node.union, &node.state_dir)?,
+            log_limit_bytes: node.log_limit_bytes,
+        })
+    }
+
     /// The node's images.
     pub fn image_dir(&self) -> PathBuf {
         self.state_dir.join("img")
