@@ -146,12 +146,15 @@ impl LogRoot {
         if self.messenger.give_up_if_late(now.instant) {
             self.learn(no_answer(), now);
         }
+        if self.rule.is_none() || !wanted || self.messenger.gives_up().is_some() {
+            return;
+        }
         let due = match self.known {
             Known::Untold => true,
             Known::There { until } => until <= now.instant || !is_mounted(&self.share),
             Known::Away { ask_again, .. } => ask_again <= now.instant,
         };
-        if self.rule.is_none() || !wanted || !due || self.messenger.gives_up().is_some() {
+        if !due {
             return;
         }
         if !self.messenger.can_go() {
