@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use rustix::io::Errno;
@@ -19,6 +20,9 @@ use crate::{child, sys};
 
 /// mount(2) takes a page of options with its end, and cuts the rest off without a word.
 const MAX_OPTIONS: usize = 4095;
+/// How long a module may take that another process is loading, and how often is looked.
+const BEING_LOADED: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How a folder is called in which a union is tried; the process that tries it follows.
 const TRIAL: &str = ".berth-union-";
 
@@ -64,9 +68,12 @@ pub enum UnionError {
 /// Chooses the union filesystem of this node: one that the kernel has, and that was seen to work in the state dir.
 pub fn choose(choice: UnionChoice, state_dir: &Path) -> Result<UnionDriver, UnionError> {
     let candidates = candidates(choice);
-    let there = those_there(candidates, load, || fs::read_to_string("/proc/filesystems"));
-    let there = there.map_err(UnionError::Filesystems)?;
-    first_that_works(&there, |driver| prove(driver, state_dir)).map_err(|failed| match failed {
+    for driver in candidates {
+        load(*driver);
+    }
+    let filesystems = fs::read_to_string("/proc/filesystems").map_err(UnionError::Filesystems)?;
+    let has = |driver| kernel_has(driver, &filesystems);
+    first_that_works(candidates, has, |driver| prove(driver, state_dir)).map_err(|failed| match failed {
         Some((driver, cause)) => UnionError::Trial { driver: driver.as_str(), state_dir: state_dir.to_owned(), cause },
         None => UnionError::Absent {
             wanted: candidates.iter().map(|driver| driver.as_str()).collect::<Vec<_>>().join(" or "),
@@ -83,34 +90,14 @@ fn candidates(choice: UnionChoice) -> &'static [UnionDriver] {
     }
 }
 
-/// Those that the kernel has, in the same order, after each was loaded; where there is none at all, all are loaded once more.
-/// Of two processes that load a module at once one may be told that it is there while it is not listed yet: busybox's
-/// modprobe takes a module for loaded that stands in /proc/modules, and there it stands from before its init has run. A
-/// second modprobe takes longer than what is left of that.
-fn those_there(
-    candidates: &[UnionDriver],
-    load: impl Fn(UnionDriver),
-    mut list: impl FnMut() -> io::Result<String>,
-) -> io::Result<Vec<UnionDriver>> {
-    let mut there = Vec::new();
-    for _ in 0..2 {
-        candidates.iter().for_each(|driver| load(*driver));
-        let filesystems = list()?;
-        there = candidates.iter().copied().filter(|driver| kernel_has(*driver, &filesystems)).collect();
-        if !there.is_empty() {
-            break;
-        }
-    }
-    Ok(there)
-}
-
-/// The first that passes its trial; else how the last trial failed, if there was any.
+/// The first the kernel has and that passes its trial; else how the last trial failed, if there was any.
 fn first_that_works(
-    there: &[UnionDriver],
+    candidates: &[UnionDriver],
+    has: impl Fn(UnionDriver) -> bool,
     mut prove: impl FnMut(UnionDriver) -> io::Result<()>,
 ) -> Result<UnionDriver, Option<(UnionDriver, io::Error)>> {
     let mut failed = None;
-    for driver in there.iter().copied() {
+    for driver in candidates.iter().copied().filter(|driver| has(*driver)) {
         match prove(driver) {
             Ok(()) => return Ok(driver),
             // A node must come up to tell how its tasks ended, and takes no other while its disk is full.
@@ -133,8 +120,25 @@ fn is_full(error: &io::Error) -> bool {
 
 /// Has the kernel load a union filesystem's module, if it is one and not there yet: /proc/filesystems lists no module
 /// that nobody has used, as on every Debian after boot. What comes of it, that list tells.
+///
+/// One that another process is just loading is waited for. busybox's modprobe takes a module for loaded that stands in
+/// /proc/modules, and there it stands before its init has made the filesystem known; whoever asks meanwhile is told that
+/// there is none, as often as it asks.
 pub fn load(driver: UnionDriver) {
-    let _ = rustix::mount::fsopen(driver.as_str(), FsOpenFlags::FSOPEN_CLOEXEC);
+    if rustix::mount::fsopen(driver.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).is_ok() {
+        return;
+    }
+    let read = |table| fs::read_to_string(table).unwrap_or_default();
+    let give_up = Instant::now() + BEING_LOADED;
+    while is_being_loaded(driver, &read("/proc/modules"), &read("/proc/filesystems")) && Instant::now() < give_up {
+        std::thread::park_timeout(LOOK_AGAIN);
+    }
+}
+
+/// From the texts of /proc/modules and, read after it, /proc/filesystems.
+fn is_being_loaded(driver: UnionDriver, modules: &str, filesystems: &str) -> bool {
+    let is_module = modules.lines().any(|line| line.split(' ').next() == Some(driver.as_str()));
+    is_module && !kernel_has(driver, filesystems)
 }
 
 /// Whether this kernel has a union filesystem of that name, from the text of /proc/filesystems.
@@ -362,28 +366,14 @@ mod tests {
         use UnionDriver::{Aufs, Overlay};
         let broken = |driver| if driver == Aufs { Err(Errno::INVAL.into()) } else { Ok(()) };
         let auto = candidates(UnionChoice::Auto);
-        assert_eq!(first_that_works(auto, |_| Ok(())).unwrap(), Aufs);
-        assert_eq!(first_that_works(&[Overlay], |_| Ok(())).unwrap(), Overlay);
-        assert_eq!(first_that_works(auto, broken).unwrap(), Overlay, "it falls back");
+        assert_eq!(first_that_works(auto, |_| true, |_| Ok(())).unwrap(), Aufs);
+        assert_eq!(first_that_works(auto, |driver| driver == Overlay, |_| Ok(())).unwrap(), Overlay);
+        assert_eq!(first_that_works(auto, |_| true, broken).unwrap(), Overlay, "it falls back");
         let only = candidates(UnionChoice::Only(Aufs));
-        assert_eq!(first_that_works(only, broken).unwrap_err().unwrap().0, Aufs);
-        assert!(first_that_works(&[], |_| Ok(())).unwrap_err().is_none());
+        assert_eq!(first_that_works(only, |_| true, broken).unwrap_err().unwrap().0, Aufs);
+        assert!(first_that_works(only, |_| false, |_| Ok(())).unwrap_err().is_none());
         let full = |_| Err(io::ErrorKind::StorageFull.into());
-        assert_eq!(first_that_works(auto, full).unwrap(), Aufs, "a full disk proves nothing");
-    }
-
-    #[test]
-    fn a_module_that_another_process_is_loading_is_asked_for_once_more_and_one_that_is_none_not_for_ever() {
-        use UnionDriver::{Aufs, Overlay};
-        let there_after = |asked: usize, choice| {
-            let loads = std::cell::Cell::new(0);
-            let load = |_| loads.set(loads.get() + 1);
-            let list = || Ok(if loads.get() >= asked { "nodev\toverlay\n" } else { "nodev\tsysfs\n" }.to_owned());
-            (those_there(candidates(choice), load, list).unwrap(), loads.get())
-        };
-        assert_eq!(there_after(2, UnionChoice::Auto), (vec![Overlay], 2));
-        assert_eq!(there_after(4, UnionChoice::Auto), (vec![Overlay], 4));
-        assert_eq!(there_after(usize::MAX, UnionChoice::Only(Aufs)), (vec![], 2));
+        assert_eq!(first_that_works(auto, |_| true, full).unwrap(), Aufs, "a full disk proves nothing");
     }
 
     #[test]
@@ -404,6 +394,16 @@ mod tests {
             assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
         }
         assert!(prove(UnionDriver::Overlay, Path::new("/proc")).is_err());
+    }
+
+    #[test]
+    fn a_module_is_being_loaded_from_when_it_is_there_until_its_filesystem_is() {
+        let modules = "virtio 16384 0 - Live 0x0\noverlay 217088 0 - Loading 0x0\n";
+        let (before, after) = ("nodev\tsysfs\n", "nodev\tsysfs\nnodev\toverlay\n");
+        let is_being_loaded = |driver, filesystems| is_being_loaded(driver, modules, filesystems);
+        assert!(is_being_loaded(UnionDriver::Overlay, before));
+        assert!(!is_being_loaded(UnionDriver::Overlay, after));
+        assert!(!is_being_loaded(UnionDriver::Aufs, before), "nobody loads that");
     }
 
     #[test]
