@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::cluster::Cluster;
@@ -10,6 +10,7 @@ use crate::daemon::binary;
 use crate::wait::until;
 
 /// One call of it.
+#[derive(Debug)]
 pub struct Client {
     child: Child,
     words: String,
@@ -20,21 +21,31 @@ pub struct Client {
 impl Client {
     /// `berth WORD...`, which knows of these masters.
     pub fn start(cluster: &Cluster, masters: &[SocketAddr], words: &[&str]) -> Client {
-        let name = words.join("_");
-        let file = |kind: &str| cluster.sandbox().dir().join(format!("berth_{name}.{kind}"));
-        let (stdout, stderr) = (file("out"), file("err"));
         let script = binary("berth-master").ancestors().nth(3).expect("a workspace").join("scripts/berth");
         let masters: Vec<String> = masters.iter().map(|addr| format!("http://{addr}")).collect();
         let mut command = Command::new(script);
-        command.args(words).env("BERTH_MASTER", masters.join(" ")).stdin(Stdio::null());
-        command.stdout(File::create(&stdout).expect("create")).stderr(File::create(&stderr).expect("create"));
-        let child = command.spawn().expect("run scripts/berth");
-        Client { child, words: words.join(" "), stdout, stderr }
+        command.args(words).env("BERTH_MASTER", masters.join(" "));
+        Client::spawn(command, &words.join(" "), cluster.sandbox().dir())
     }
 
-    /// What it has written so far.
+    /// A command that becomes `berth WORDS`, wherever it runs. Its output goes into that folder.
+    pub fn spawn(mut command: Command, words: &str, folder: &Path) -> Client {
+        let file = |kind: &str| folder.join(format!("berth_{}.{kind}", words.replace(' ', "_")));
+        let (stdout, stderr) = (file("out"), file("err"));
+        command.stdin(Stdio::null());
+        command.stdout(File::create(&stdout).expect("create")).stderr(File::create(&stderr).expect("create"));
+        let child = command.spawn().expect("run scripts/berth");
+        Client { child, words: words.to_owned(), stdout, stderr }
+    }
+
+    /// What it has written so far, broken UTF-8 as U+FFFD.
     pub fn said(&self) -> String {
-        fs::read_to_string(&self.stdout).expect("its output")
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+
+    /// The same, byte by byte.
+    pub fn bytes(&self) -> Vec<u8> {
+        fs::read(&self.stdout).expect("its output")
     }
 
     /// What it has complained of so far.

@@ -105,11 +105,16 @@ impl Request {
         [head.as_bytes(), b"\r\n", &self.body].concat()
     }
 
-    /// Sends it and reads the whole answer.
-    pub fn try_send(&self, addr: SocketAddr) -> io::Result<Response> {
+    /// Sends it; the answer is still to come.
+    pub fn ask(&self, addr: SocketAddr) -> io::Result<Connection> {
         let mut connection = Connection::open(addr)?;
         connection.send(&self.bytes(addr))?;
-        connection.response()
+        Ok(connection)
+    }
+
+    /// Sends it and reads the whole answer.
+    pub fn try_send(&self, addr: SocketAddr) -> io::Result<Response> {
+        self.ask(addr)?.response()
     }
 
     /// [`Request::try_send`] to a server that must be there.

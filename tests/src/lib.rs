@@ -14,6 +14,7 @@ pub mod client;
 pub mod cluster;
 pub mod conformance;
 pub mod daemon;
+pub mod follow;
 pub mod gluster;
 pub mod http;
 pub mod hung_fuse;

@@ -8,7 +8,8 @@ use std::process::Command;
 use serde_json::json;
 use tests::client::Client;
 use tests::cluster::{Cluster, Plan};
-use tests::http::{Connection, Request, Response};
+use tests::follow::Follower;
+use tests::http::{Connection, Request};
 use tests::job::{Job, job, job_with};
 use tests::node::NodePlan;
 use tests::wait::{until, until_true};
@@ -16,54 +17,13 @@ use tests::wait::{until, until_true};
 /// A job that says a line, waits for a signal, and says another. A shell runs its trap once `wait` returns.
 const TWO_LINES: &str = "trap 'echo second; exit 0' USR1; echo first; sleep 100000 & while :; do wait; done";
 
-/// A client that follows a log.
-struct Follower {
-    connection: Connection,
-    head: Response,
-    bytes: Vec<u8>,
-}
-
-impl Follower {
-    fn of(addr: SocketAddr, job: u64, query: &str) -> Follower {
-        let path = format!("/job/output/{job}/{query}");
-        let mut connection = Connection::open(addr).expect("connect");
-        connection.send(format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n\r\n").as_bytes()).expect("ask");
-        let head = connection.head().unwrap_or_else(|error| panic!("{path}: {error}")).expect(200);
-        Follower { connection, head, bytes: Vec::new() }
-    }
-
-    /// Reads until this text has come.
-    fn read_until(&mut self, text: &str) {
-        while !String::from_utf8_lossy(&self.bytes).contains(text) {
-            let chunk = self.connection.chunk().unwrap_or_else(|error| panic!("before {text:?}: {error}"));
-            assert!(!chunk.is_empty(), "it ended before {text:?}: {}", String::from_utf8_lossy(&self.bytes));
-            self.bytes.extend(chunk);
-        }
-    }
-
-    /// Everything up to the end, which must be one.
-    fn read_to_the_end(mut self) -> Vec<u8> {
-        loop {
-            let chunk = self.connection.chunk().expect("more, or the end");
-            if chunk.is_empty() {
-                return self.bytes;
-            }
-            self.bytes.extend(chunk);
-        }
-    }
-
-    /// Reads until the connection is cut, without the end having been said.
-    fn read_until_cut(mut self) -> Vec<u8> {
-        while let Ok(chunk) = self.connection.chunk() {
-            assert!(!chunk.is_empty(), "a cut connection looks like the end");
-            self.bytes.extend(chunk);
-        }
-        self.bytes
-    }
+fn follow_log(addr: SocketAddr, job: u64, query: &str) -> Follower {
+    let request = Request::get(&format!("/job/output/{job}/{query}")).header("Connection", "keep-alive");
+    Follower::of(request.ask(addr).expect("ask"))
 }
 
 fn stdout(cluster: &Cluster, job: &Job) -> Follower {
-    Follower::of(cluster.master.addr(), job.job_id, "stdout?follow=1")
+    follow_log(cluster.master.addr(), job.job_id, "stdout?follow=1")
 }
 
 /// The two-line job, when it has said the first.
@@ -115,8 +75,8 @@ fn a_job_that_waits_is_followed_from_before_it_has_a_node() {
         let second = cluster.master.submit(&job("echo from the second; echo aside >&2"));
         let third = cluster.master.submit(&job("echo never"));
         let follower = stdout(cluster, &second);
-        let aside = Follower::of(cluster.master.addr(), second.job_id, "stderr?follow=1");
-        let monitor = Follower::of(cluster.master.addr(), second.job_id, "monitor?follow=1");
+        let aside = follow_log(cluster.master.addr(), second.job_id, "stderr?follow=1");
+        let monitor = follow_log(cluster.master.addr(), second.job_id, "monitor?follow=1");
         let never = stdout(cluster, &third);
         cluster.master.kill(third.job_id).expect(200);
         assert!(never.read_to_the_end().is_empty());
@@ -141,7 +101,7 @@ fn bytes_of_every_kind_come_unchanged_from_any_offset_on() {
         assert!(all == written, "{} bytes came, and not the same", all.len());
         for offset in [1, 2_999_999, 3_000_001, 5_999_999, 6_000_000] {
             let query = format!("stdout?follow=1&offset={offset}");
-            let follower = Follower::of(cluster.master.addr(), job.job_id, &query);
+            let follower = follow_log(cluster.master.addr(), job.job_id, &query);
             assert_eq!(follower.head.header("X-Berth-Offset"), Some(offset.to_string().as_str()));
             assert!(follower.read_to_the_end() == written[offset..], "from {offset} on");
         }
@@ -277,7 +237,7 @@ fn a_master_that_is_killed_and_started_again_is_gone_on_with_at_the_next_byte() 
         let mut bytes = follower.read_until_cut();
         cluster.master.daemon().restart();
         let query = format!("stdout?follow=1&offset={}", bytes.len());
-        let follower = Follower::of(cluster.master.addr(), job.job_id, &query);
+        let follower = follow_log(cluster.master.addr(), job.job_id, &query);
         go_on(cluster);
         bytes.extend(follower.read_to_the_end());
         assert_eq!(String::from_utf8_lossy(&bytes), "first\nsecond\n");
