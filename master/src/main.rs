@@ -59,6 +59,8 @@ const STACK: usize = 1 << 20;
 /// How often a standby asks for the lock. It is not waited for in the kernel: what waits there on a share is gone with the
 /// share's next hiccup, and hears no signal.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// The same once a life could not begin, for that has cost a claim, and an earlier master must not sleep through all of them.
+const BEGIN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why the master did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +85,33 @@ enum Fatal {
     Start(#[from] io::Error),
     #[error("cannot serve HTTP on the private socket: {0}")]
     Http(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Fatal {
+    /// Whether the next try may get further. On a share it may: what GlusterFS has in too few good copies cannot be had
+    /// until another host is back.
+    fn may_pass(&self) -> bool {
+        match self {
+            Fatal::StateDir(_) | Fatal::Claim(_) => true,
+            Fatal::Store(error) => error.may_pass(),
+            Fatal::Config(_)
+            | Fatal::Token(_)
+            | Fatal::Listen(_)
+            | Fatal::Poller(_)
+            | Fatal::Gate(_)
+            | Fatal::Start(_)
+            | Fatal::Http(_) => false,
+        }
+    }
+}
+
+/// A life of the state dir, which is ours.
+struct Life {
+    state_dir: StateDir,
+    shared: bool,
+    claim: Claim,
+    store: Store,
+    database: PathBuf,
 }
 
 /// What ends the process.
@@ -134,10 +163,8 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     let signals = Signals::new([SIGTERM, SIGINT])?;
     let (ended, end) = channel();
     start_signals(signals, ended.clone())?;
-    let Some(state_dir) = take_state_dir(config, &end)? else { return Ok(()) };
-    let shared = state_dir.is_shared()?;
-    let claim = Claim::stake(state_dir.path(), &who_we_are(config), SystemTime::now())?;
-    let (store, database) = open_database(&state_dir, &claim, shared)?;
+    let Some(life) = take_state_dir(config, &end)? else { return Ok(()) };
+    let Life { state_dir, shared, claim, store, database } = life;
     fault::moment(Point::MasterOpened);
     let nodes = Nodes {
         addrs: config.nodes.clone().into_iter().collect(),
@@ -187,25 +214,29 @@ fn serve(config: &Config) -> Result<(), Fatal> {
     }
 }
 
-/// Takes the state dir, or waits until it can be had; `None`: a signal came first.
-fn take_state_dir(config: &Config, end: &Receiver<End>) -> Result<Option<StateDir>, Fatal> {
+/// Takes the state dir and begins a life there, or waits until that can be had; `None`: a signal came first.
+fn take_state_dir(config: &Config, end: &Receiver<End>) -> Result<Option<Life>, Fatal> {
     if !config.wait {
-        return Ok(Some(StateDir::take(&config.state_dir)?));
+        return begin(config, StateDir::take(&config.state_dir)?).map(Some);
     }
     let mut said = String::new();
     loop {
-        let why = match StateDir::take_made(&config.state_dir) {
-            Ok(state_dir) => return Ok(Some(state_dir)),
-            Err(StateDirError::Taken { by, .. }) => by.unwrap_or_else(|| "another berth-master".to_owned()) + " has it",
+        let taken = StateDir::take_made(&config.state_dir).map_err(Fatal::from);
+        let (why, pause) = match taken.and_then(|state_dir| begin(config, state_dir)) {
+            Ok(life) => return Ok(Some(life)),
+            Err(Fatal::StateDir(StateDirError::Taken { by, .. })) => {
+                (by.unwrap_or_else(|| "another berth-master".to_owned()) + " has it", ASK_AGAIN)
+            }
             // What was never there is the operator's mistake; a share that goes away may come back.
-            Err(error) if said.is_empty() => return Err(error.into()),
-            Err(error) => error.to_string(),
+            Err(error) if said.is_empty() || !error.may_pass() => return Err(error),
+            Err(error @ Fatal::StateDir(_)) => (error.to_string(), ASK_AGAIN),
+            Err(error) => (error.to_string(), BEGIN_AGAIN),
         };
         if why != said {
             log::info!("waiting for the state dir {}: {why}", config.state_dir.display());
             said = why;
         }
-        match end.recv_timeout(ASK_AGAIN) {
+        match end.recv_timeout(pause) {
             Ok(End::Signal(signal)) => {
                 log::info!("stopping after signal {signal}");
                 return Ok(None);
@@ -213,6 +244,14 @@ fn take_state_dir(config: &Config, end: &Receiver<End>) -> Result<Option<StateDi
             Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
     }
+}
+
+/// Claims first: what an earlier life answers from then on would be missing in the database.
+fn begin(config: &Config, state_dir: StateDir) -> Result<Life, Fatal> {
+    let shared = state_dir.is_shared()?;
+    let claim = Claim::stake(state_dir.path(), &who_we_are(config), SystemTime::now())?;
+    let (store, database) = open_database(&state_dir, &claim, shared)?;
+    Ok(Life { state_dir, shared, claim, store, database })
 }
 
 /// For whoever finds the state dir taken.

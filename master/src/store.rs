@@ -144,6 +144,17 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the next try to open it may get further: it could not be read or written, and nothing is wrong with it.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            StoreError::Make { .. } | StoreError::Claim(_) => true,
+            StoreError::Sqlite { cause, .. } => {
+                matches!(cause.sqlite_error_code(), Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen))
+            }
+            StoreError::Damaged { .. } | StoreError::OtherVersion { .. } => false,
+        }
+    }
+
     /// Whether what is on the disk is in doubt: after a failed write or sync the kernel may have dropped the
     /// pages, so trying again could report a success that never happened.
     pub fn is_fatal(&self) -> bool {

@@ -137,6 +137,31 @@ fn a_master_that_was_stopped_keeps_its_place_until_it_is_killed() {
     });
 }
 
+#[test]
+fn a_standby_that_cannot_begin_yet_says_why_and_tries_again() {
+    plan().run(|cluster| {
+        let kept = cluster.run(&job("true"));
+        let mut second = standby(cluster);
+        let (claims, aside) = (state_dir(cluster).join("claims"), state_dir(cluster).join("aside"));
+        cluster.master.daemon().freeze(true);
+        fs::rename(&claims, &aside).and_then(|()| fs::write(&claims, "")).unwrap_or_else(|error| panic!("{error}"));
+        cluster.master.daemon().kill();
+        until("the standby to say why it waits", || {
+            let said = second.log();
+            if said.contains("waiting for the state dir") && said.contains(": cannot make a folder for the claim ") {
+                Ok(())
+            } else {
+                Err(said)
+            }
+        });
+        fs::remove_file(&claims).and_then(|()| fs::rename(&aside, &claims)).unwrap_or_else(|error| panic!("{error}"));
+        second.wait_until_there();
+        assert_eq!(second.job(kept.job_id), kept);
+        second.daemon().stop();
+        cluster.master.daemon().restart();
+    });
+}
+
 /// As on a share whose lock was lost: what is locked is another file, and so is the database, which SQLite locks as well.
 fn lose_the_lock(cluster: &Cluster) {
     let dir = state_dir(cluster);
