@@ -15,7 +15,7 @@ use crate::claim::{Claim, ClaimError};
 /// How often the claim is renewed.
 const PERIOD: Duration = Duration::from_secs(1);
 /// How long after the last renewal something is still shown. No share gives a lock up so soon after it last heard of its
-/// holder: GlusterFS takes some 40 s.
+/// holder: GlusterFS takes 10 s, as `scripts/config-glusterfs-master` sets it up, or else 40 s.
 const FRESH: Duration = Duration::from_secs(5);
 
 /// When the claim was last seen to hold.
