@@ -1,17 +1,21 @@
 //! Three machines that share a GlusterFS volume, set up by the words of README's cluster section and nothing else.
 
 use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::http::Request;
+use crate::client::Client;
+use crate::follow::Follower;
+use crate::http::{Connection, Request};
 use crate::job::Job;
 use crate::leaks::Footprint;
-use crate::machine::{Machine, sources};
+use crate::machine::{Machine, sources, words_of};
 use crate::netns::Lan;
 use crate::sandbox::{Sandbox, is_root};
 use crate::wait::until;
@@ -20,6 +24,10 @@ use crate::wait::until;
 const NAMES: [&str; 3] = ["gfs01", "gfs02", "gfs03"];
 /// Stands above a block of README, with the machines it is for behind it.
 const MARK: &str = "<!-- scripts/test cluster runs this on ";
+/// Mounts the volume again, or rather does what is not as it should be.
+pub const NODE_AGAIN: &str = "scripts/config-glusterfs-node --volume berth --mount /mnt/share gfs01 gfs02 gfs03";
+/// The state dir of masters that stand by for each other.
+pub const STATE_DIR_ON_SHARE: &str = "/mnt/share/berth-master";
 /// Where the daemons listen.
 const MASTER_PORT: u16 = 8080;
 const NODE_PORT: u16 = 5000;
@@ -50,7 +58,9 @@ pub fn blocks() -> Vec<Block> {
 pub struct Gluster {
     /// gfs01 to gfs03.
     pub machines: Vec<Machine>,
-    _lan: Lan,
+    /// Which of them has the master that is asked.
+    asked: AtomicUsize,
+    lan: Lan,
     sandbox: Sandbox,
 }
 
@@ -65,7 +75,7 @@ impl Gluster {
         let addr = |number: usize| Ipv4Addr::new(10, 0, 0, u8::try_from(11 + number).unwrap_or(u8::MAX));
         let hosts: Vec<_> = (0..NAMES.len()).map(|number| lan.add_host_at(addr(number))).collect();
         let machines = hosts.into_iter().zip(NAMES).map(|(host, name)| Machine::boot(&sandbox, host, name)).collect();
-        let gluster = Gluster { machines, _lan: lan, sandbox };
+        let gluster = Gluster { machines, asked: AtomicUsize::new(0), lan, sandbox };
         test(&gluster);
         gluster.finish();
     }
@@ -138,7 +148,54 @@ impl Gluster {
     }
 
     fn master(&self) -> SocketAddr {
-        self.machines[0].addr(MASTER_PORT)
+        self.machines[self.asked.load(Ordering::Acquire)].addr(MASTER_PORT)
+    }
+
+    /// Starts a master as README does, but on that machine, with its state dir on the volume, waiting for whoever has it.
+    #[track_caller]
+    pub fn start_standby(&self, machine: &Machine) {
+        let call = format!("berth-master --listen {}", self.machines[0].addr(MASTER_PORT));
+        let block = blocks().into_iter().find(|block| block.text.contains(&call));
+        let block = block.unwrap_or_else(|| panic!("README does not say how to start a master"));
+        let standby =
+            format!("berth-master --state-dir {STATE_DIR_ON_SHARE} --wait --listen {}", machine.addr(MASTER_PORT));
+        machine.run(&block.text.replace(&call, &standby));
+    }
+
+    /// Asks the master on that machine from now on, as soon as it answers.
+    #[track_caller]
+    pub fn turn_to(&self, machine: &Machine) {
+        let number = self.machines.iter().position(|other| other.name() == machine.name());
+        self.asked.store(number.unwrap_or_default(), Ordering::Release);
+        until(format!("the master on {} to answer", machine.name()), || {
+            let answer = self.ask_of(machine, Request::get("/node/table")).and_then(|mut answer| answer.response());
+            let answers = answer.is_ok_and(|answer| answer.status == 200);
+            if answers { Ok(()) } else { Err(machine.log("berth-master")) }
+        });
+    }
+
+    /// Sends a request to the master on that machine, whether it is the one that speaks or not.
+    pub fn ask_of(&self, machine: &Machine, request: Request) -> io::Result<Connection> {
+        request.accept("application/json").bearer(&self.token()).ask(machine.addr(MASTER_PORT))
+    }
+
+    /// Pulls that machine's cable out.
+    pub fn cut(&self, machine: &Machine) {
+        self.lan.cut(machine.host());
+    }
+
+    /// Plugs it in again.
+    pub fn heal(&self, machine: &Machine) {
+        self.lan.heal(machine.host());
+    }
+
+    /// Waits until the share can be written on that machine, which was cut off, or lost its mount.
+    #[track_caller]
+    pub fn wait_mounted(&self, machine: &Machine) {
+        until(format!("the share to be written on {}", machine.name()), || {
+            let output = machine.shell(NODE_AGAIN);
+            if output.status.success() { Ok(()) } else { Err(words_of(&output)) }
+        });
     }
 
     /// A request to the master, answered with 2xx; the body.
@@ -177,6 +234,12 @@ impl Gluster {
         jobs.unwrap_or_else(|| panic!("no table: {table}")).iter().map(Job::from_json).collect()
     }
 
+    /// Asks for the end of a job.
+    #[track_caller]
+    pub fn kill(&self, job: u64) {
+        self.ask_master(Request::post(&format!("/job/kill/{job}")));
+    }
+
     /// Waits until all of these have ended.
     #[track_caller]
     pub fn wait_final(&self, ids: &[u64]) -> Vec<Job> {
@@ -193,6 +256,30 @@ impl Gluster {
     #[track_caller]
     pub fn output(&self, job: u64, stream: &str) -> Vec<u8> {
         self.ask_master(Request::get(&format!("/job/output/{job}/{stream}")))
+    }
+
+    /// Follows a log: the same, with `follow=1` and more of a query.
+    #[track_caller]
+    pub fn follow_log(&self, job: u64, query: &str) -> Follower {
+        let request = Request::get(&format!("/job/output/{job}/stdout?follow=1{query}"));
+        let asked = request.bearer(&self.token()).ask(self.master());
+        Follower::of(asked.unwrap_or_else(|error| panic!("cannot ask the master: {error}")))
+    }
+
+    /// `scripts/berth logs -f` of a job, on that machine.
+    pub fn logs(&self, machine: &Machine, job: u64) -> Client {
+        let master = format!("BERTH_MASTER=http://{} BERTH_TOKEN_FILE=/etc/berth/token", self.master());
+        let words = format!("logs -f {job}");
+        Client::spawn(machine.command(&format!("{master} exec scripts/berth {words}")), &words, self.sandbox.dir())
+    }
+
+    /// What the details of a job say that it is stuck on, as JSON and as a page; its log is not looked at.
+    #[track_caller]
+    pub fn stuck(&self, job: u64) -> (Option<String>, String) {
+        let path = format!("/job/details/{job}?logs=0");
+        let json = self.ask_master_json(Request::get(&path));
+        let page = Request::get(&path).browser().bearer(&self.token()).send(self.master()).expect(200);
+        (json["stuck"].as_str().map(str::to_owned), page.text())
     }
 
     /// `GET /resource` of the node on that machine; an error if it does not answer.
@@ -268,12 +355,14 @@ impl Gluster {
 
     /// Stops the daemons, unmounts, and looks for what is left.
     fn finish(self) {
-        self.machines[0].stop_daemon("berth-master");
+        for machine in &self.machines {
+            machine.stop_daemon("berth-master");
+        }
         for machine in &self.machines {
             machine.stop_daemon("berth-supervisor");
             machine.run("! mountpoint -q /mnt/share || umount /mnt/share");
         }
-        let Gluster { machines, _lan, sandbox } = self;
+        let Gluster { machines, lan: _lan, sandbox, .. } = self;
         drop(machines);
         Footprint::of(&sandbox).wait_until_gone();
     }

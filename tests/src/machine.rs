@@ -12,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemon::{binary, run_to_end};
+use crate::leaks::Process;
 use crate::netns::Host;
 use crate::sandbox::Sandbox;
 use crate::wait::{eventually, until_none};
@@ -97,6 +98,11 @@ impl Machine {
         &self.name
     }
 
+    /// Its place on the network.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// Where something on it listens.
     pub fn addr(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.host.addr().ip(), port)
@@ -107,8 +113,19 @@ impl Machine {
         PathBuf::from(format!("/proc/{}/root{path}", self.keeper.id()))
     }
 
+    /// What a daemon has said so far, where README has it say it.
+    pub fn log(&self, program: &str) -> String {
+        // None yet: it has said nothing.
+        fs::read_to_string(self.file(&format!("/var/log/{program}.log"))).unwrap_or_default()
+    }
+
     /// What a shell of this machine makes of that text, in the folder of the sources.
     pub fn shell(&self, text: &str) -> Output {
+        run_to_end(&mut self.command(text))
+    }
+
+    /// [`Machine::shell`], not yet started.
+    pub fn command(&self, text: &str) -> Command {
         let (own, master) = (self.bin(), binary("berth-master"));
         let built = master.parent().unwrap_or(&own);
         let mut command = Command::new("nsenter");
@@ -116,7 +133,8 @@ impl Machine {
         command.args(["--", "/bin/bash", "-e", "-o", "pipefail", "-c"]);
         let paths = [sources(), &own, built].map(|path| path.display().to_string());
         command.arg(format!("cd {}\nPATH={}:{}:$PATH\n{text}", paths[0], paths[1], paths[2]));
-        run_to_end(command.env_remove("HOSTNAME").env_remove("BERTH_MASTER"))
+        command.env_remove("HOSTNAME").env_remove("BERTH_MASTER");
+        command
     }
 
     /// [`Machine::shell`], which must end well; what it printed.
@@ -156,6 +174,23 @@ impl Machine {
         }
         until_none(format!("{words} on {} to be gone", self.name), || self.find(words));
         found.len()
+    }
+
+    /// Stops those (SIGSTOP) until [`Machine::thaw`]; how many there were.
+    #[track_caller]
+    pub fn freeze(&self, words: &str) -> usize {
+        let found = self.find(words);
+        for Running { pid, cmdline, .. } in &found {
+            Process { pid: pid.unsigned_abs(), cmdline: cmdline.clone(), cgroup: String::new() }.freeze();
+        }
+        found.len()
+    }
+
+    /// Lets those go on.
+    pub fn thaw(&self, words: &str) {
+        for process in self.find(words) {
+            send(process.pid, Signal::CONT);
+        }
     }
 
     /// Asks the daemon with that program's name to stop, and waits until it has.

@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tests::gluster::{Gluster, blocks};
+use tests::gluster::{Gluster, NODE_AGAIN, blocks};
 use tests::job::{Job, job, job_with};
 use tests::machine::{Machine, words_of};
 use tests::wait::{until, until_true};
 
 /// Makes the volume again, or rather what is not as it should be.
 const MASTER_AGAIN: &str = "scripts/config-glusterfs-master --volume berth --replica 3 gfs01 gfs02 gfs03";
-const NODE_AGAIN: &str = "scripts/config-glusterfs-node --volume berth --mount /mnt/share gfs01 gfs02 gfs03";
 /// A line each 100 ms until told to end; then which of them could not be written.
 const WRITES: &str = "trap end=1 USR1; i=0; while [ -z \"$end\" ]; do echo $i || lost=\"$lost $i\"; i=$((i+1)); sleep 0.1; done; \
                       echo told of:$lost";
