@@ -328,6 +328,7 @@ fn without_the_volume_running_jobs_go_on_new_ones_wait_or_stay_on_their_node_and
         }
         assert!(second.run("cat /var/log/berth-supervisor.log").contains("the share /mnt/share is there again"));
         end_and_count(gluster, &running, None);
+        a_job_that_cannot_end_for_a_volume_that_hangs_says_so_until_it_can(gluster);
         a_share_that_is_not_mounted_is_waited_for(gluster, second);
     });
 }
@@ -351,6 +352,32 @@ fn end_and_count(gluster: &Gluster, running: &[u64], lost: Option<usize>) {
         assert!(lost.is_none_or(|lost| lost == told.len()), "job {}: {stdout}", job.job_id);
         eprintln!("job {}: {} lines written, told of {} that were not", job.job_id, written.len(), told.len());
     }
+}
+
+/// Bricks that are gone fail what is asked of them, at once; bricks that hang hold it up, until the mounts give them up too.
+fn a_job_that_cannot_end_for_a_volume_that_hangs_says_so_until_it_can(gluster: &Gluster) {
+    let id = gluster.submit_all(&[small("sleep 1000")])[0];
+    until_true(format!("job {id} to run"), || gluster.job(id).status == "Running");
+    Heartbeat::during(gluster, "the whole volume hung", |_| {
+        for machine in &gluster.machines {
+            assert_eq!(machine.freeze("glusterfsd"), 1, "one brick each");
+        }
+        gluster.kill(id);
+        let (why, page) = until(format!("job {id} to be called stuck"), || match gluster.stuck(id) {
+            (Some(why), page) => Ok((why, page)),
+            (None, page) => Err(page),
+        });
+        assert!(why.starts_with("it has ended and cannot go away: process "), "{why}");
+        assert!(why.contains("(berth-init) waits for the server of a FUSE file system, such as a share"), "{why}");
+        assert!(page.contains("Stuck: ") && page.contains("it has ended and cannot go away: process "), "{page}");
+        assert_eq!(gluster.job(id).status, "Running", "it keeps its slot");
+        for machine in &gluster.machines {
+            machine.thaw("glusterfsd");
+        }
+        assert_eq!(gluster.wait_final(&[id])[0].outcome(), "Killed");
+    });
+    let (why, page) = gluster.stuck(id);
+    assert!(why.is_none() && !page.contains("Stuck: "), "{why:?} {page}");
 }
 
 /// The mount point is a folder like any other once nothing is mounted there.
