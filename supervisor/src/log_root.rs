@@ -3,14 +3,14 @@
 //! A mount point with nothing mounted on it is a folder like any other: what is written there is on the wrong disk, and is
 //! hidden by the next mount. And on a volume whose bricks are all down every launch would fail, at once: a node that fails
 //! tasks at once looks free, and draws in one job after the other. So before a task is launched an errand tries the share,
-//! for whose answer nobody but the launch waits; an answer is good for a second. A node without tasks to launch asks
-//! nothing.
+//! for whose answer nobody but the launch waits; an answer is good for a second. While tasks run the share is tried
+//! now and then, so that whoever looks at one of them hears that its output is cut off. A node without tasks asks nothing.
 //!
 //! ```text
-//!   Untold ──a task to launch──▶ (asking) ──could be written──▶ There ──a second later──▶ Untold
-//!                                   │ could not, or no answer in time
-//!                                   ▼
-//!                                 Away ──pause over, and a task to launch──▶ (asking)
+//!   Untold ──a task to launch or to watch──▶ (asking) ──could be written──▶ There ──a second later, or 15──▶ (asking)
+//!                                               │ could not, or no answer in time
+//!                                               ▼
+//!                                             Away ──pause over──▶ (asking)
 //! ```
 //!
 //! A share that is not meant to be a mount is a folder, and never asked for.
@@ -32,6 +32,8 @@ use crate::task::{Now, Outcome};
 
 /// How long an answer is good for.
 const TRUST: Duration = Duration::from_secs(1);
+/// How much older it may grow while tasks only run.
+const WATCH: Duration = Duration::from_secs(14);
 /// How long a share may take to answer. GlusterFS takes up to its network.ping-timeout when a host has vanished.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two questions while it is away; the pause doubles up to the last.
@@ -47,6 +49,17 @@ pub enum NoShare {
     Wait,
     /// They are launched, and keep their logs on this node.
     Local,
+}
+
+/// Who wants to know of the share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wanted {
+    /// Nobody.
+    Nobody,
+    /// Tasks that run.
+    Watching,
+    /// A task that is to be launched.
+    Launching,
 }
 
 /// What is known of the share.
@@ -106,6 +119,25 @@ impl LogRoot {
         }
     }
 
+    /// What becomes of the output of a task that runs and has its logs on the share, while that is known to be away.
+    pub fn cuts_off(&self) -> Option<String> {
+        match (self.rule, &self.known) {
+            (Some(_), Known::Away { cause, since, .. }) => {
+                let (share, since) = (self.share.display(), since.strftime("%F %T UTC"));
+                Some(format!(
+                    "it runs, and what it writes may be lost: its logs are on the share {share}, which {cause} (away since \
+                     {since}); hint: see to its mount and its servers"
+                ))
+            }
+            (Some(_), Known::Untold | Known::There { .. }) | (None, _) => None,
+        }
+    }
+
+    /// Whether a task's logs are on the share.
+    pub fn is_on_share(&self, task: TaskId) -> bool {
+        self.of(task).starts_with(&self.share)
+    }
+
     /// Where a task's logs are. What was kept here stays here.
     pub fn of(&self, task: TaskId) -> PathBuf {
         let local = wire::logs::folder(&self.local, self.node, task);
@@ -131,30 +163,29 @@ impl LogRoot {
         self.excused.remove(&task);
     }
 
-    /// When something is to be done; `wanted`: whether there is a task to launch.
-    pub fn next_deadline(&self, wanted: bool, now: Instant) -> Option<Instant> {
-        match (self.messenger.gives_up(), &self.known) {
-            (Some(gives_up), _) => Some(gives_up),
-            (None, _) if !wanted || self.rule.is_none() => None,
-            (None, Known::Untold | Known::There { .. }) => Some(now),
-            (None, Known::Away { ask_again, .. }) => Some(*ask_again),
+    /// When something is to be done.
+    pub fn next_deadline(&self, wanted: Wanted, now: Instant) -> Option<Instant> {
+        self.messenger.gives_up().or_else(|| self.due(wanted, now))
+    }
+
+    /// When to ask, while nobody does.
+    fn due(&self, wanted: Wanted, now: Instant) -> Option<Instant> {
+        match (self.rule, wanted, &self.known) {
+            (None, _, _) | (_, Wanted::Nobody, _) => None,
+            (_, _, Known::Untold) => Some(now),
+            (_, Wanted::Launching, Known::There { until }) if is_mounted(&self.share) => Some(*until),
+            (_, Wanted::Launching, Known::There { .. }) => Some(now),
+            (_, Wanted::Watching, Known::There { until }) => Some(*until + WATCH),
+            (_, _, Known::Away { ask_again, .. }) => Some(*ask_again),
         }
     }
 
-    /// Gives up on a share that does not answer. With a task to launch, asks if the last answer is too old.
-    pub fn ask_if_due(&mut self, wanted: bool, watcher: &Watcher, now: Now) {
+    /// Gives up on a share that does not answer. Asks if the last answer is too old for whoever wants to know.
+    pub fn ask_if_due(&mut self, wanted: Wanted, watcher: &Watcher, now: Now) {
         if self.messenger.give_up_if_late(now.instant) {
             self.learn(no_answer(), now);
         }
-        if self.rule.is_none() || !wanted || self.messenger.gives_up().is_some() {
-            return;
-        }
-        let due = match self.known {
-            Known::Untold => true,
-            Known::There { until } => until <= now.instant || !is_mounted(&self.share),
-            Known::Away { ask_again, .. } => ask_again <= now.instant,
-        };
-        if !due {
+        if self.messenger.gives_up().is_some() || self.due(wanted, now.instant).is_none_or(|due| now.instant < due) {
             return;
         }
         if !self.messenger.can_go() {
@@ -265,15 +296,15 @@ mod tests {
     fn a_share_that_is_no_mount_is_a_folder_and_never_asked_for() {
         let root = root(None);
         assert_eq!(root.decide(Instant::now(), || false), Some(Path::new("/mnt/share")));
-        assert_eq!(root.next_deadline(true, Instant::now()), None);
+        assert_eq!(root.next_deadline(Wanted::Launching, Instant::now()), None);
     }
 
     #[test]
     fn a_task_waits_until_the_share_has_answered_and_the_answer_grows_old() {
         let (mut root, now) = (root(Some(NoShare::Local)), Now::read());
         assert_eq!(root.decide(now.instant, || true), None);
-        assert_eq!(root.next_deadline(true, now.instant), Some(now.instant));
-        assert_eq!(root.next_deadline(false, now.instant), None, "nobody wants to know");
+        assert_eq!(root.next_deadline(Wanted::Launching, now.instant), Some(now.instant));
+        assert_eq!(root.next_deadline(Wanted::Nobody, now.instant), None, "nobody wants to know");
         root.learn(Ok(()), now);
         assert_eq!(root.decide(now.instant, || true), Some(Path::new("/mnt/share")));
         assert_eq!(root.decide(now.instant, || false), None, "unmounted since");
@@ -322,7 +353,7 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..6 {
             root.learn(Err("is not mounted".into()), now);
-            pauses.push(root.next_deadline(true, now.instant).unwrap() - now.instant);
+            pauses.push(root.next_deadline(Wanted::Launching, now.instant).unwrap() - now.instant);
         }
         assert_eq!(pauses[0], FIRST_PAUSE);
         assert_eq!(pauses[5], LAST_PAUSE);
@@ -348,12 +379,28 @@ mod tests {
     }
 
     #[test]
+    fn for_tasks_that_only_run_the_share_is_tried_now_and_then_and_they_are_told_that_it_is_away() {
+        let now = Now::read();
+        for rule in [NoShare::Wait, NoShare::Local] {
+            let mut root = root(Some(rule));
+            assert_eq!(root.next_deadline(Wanted::Watching, now.instant), Some(now.instant));
+            root.learn(Ok(()), now);
+            assert_eq!(root.next_deadline(Wanted::Watching, now.instant), Some(now.instant + TRUST + WATCH));
+            assert_eq!(root.cuts_off(), None);
+            root.learn(Err("is not mounted".into()), now);
+            assert_eq!(root.next_deadline(Wanted::Watching, now.instant), Some(now.instant + FIRST_PAUSE));
+            assert!(root.cuts_off().unwrap().contains("the share /mnt/share, which is not mounted"));
+        }
+        assert_eq!(root(None).next_deadline(Wanted::Watching, now.instant), None);
+    }
+
+    #[test]
     fn a_folder_that_is_no_mount_is_not_written_to() {
         let scratch = Scratch::new("log-root");
         let mut events = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
         let (watcher, now) = (events.watcher().unwrap(), Now::read());
         let mut root = LogRoot::new(scratch.path().to_owned(), "/s".into(), NodeId(1), Some(NoShare::Wait));
-        root.ask_if_due(true, &watcher, now);
+        root.ask_if_due(Wanted::Launching, &watcher, now);
         let heard = events.turn(Some(now.instant + Duration::from_secs(10))).unwrap();
         let [Event::ChildExited(pid)] = heard[..] else { panic!("{heard:?}") };
         assert!(root.has(pid));

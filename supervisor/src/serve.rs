@@ -26,7 +26,7 @@ use crate::launch::{self, LaunchError, Launcher, Settings};
 use crate::leaks;
 use crate::lease::Leases;
 use crate::log_pages::LogPages;
-use crate::log_root::LogRoot;
+use crate::log_root::{LogRoot, Wanted};
 use crate::machine;
 use crate::node::{self, Node, Share};
 use crate::oom;
@@ -186,9 +186,9 @@ impl Supervisor {
 
     /// The least of everybody's deadlines; at once, if there is something to launch.
     fn next_deadline(&self) -> Option<Instant> {
-        let (now, wanted) = (Instant::now(), self.table.has_launches() && self.may_launch());
+        let (now, wanted) = (Instant::now(), self.share_wanted());
         let log_root = &self.containers.log_root;
-        let launch = (wanted && log_root.now(now).is_some()).then_some(now);
+        let launch = (wanted == Wanted::Launching && log_root.now(now).is_some()).then_some(now);
         let deadlines = [
             launch,
             self.table.next_deadline(),
@@ -282,9 +282,11 @@ impl Supervisor {
     /// What follows from all that was heard in this turn: the deeds, one launch, the news, the sweep.
     fn settle(&mut self, now: Now) {
         self.do_deeds(now);
-        let wanted = self.table.has_launches() && self.may_launch();
+        let wanted = self.share_wanted();
         self.containers.log_root.ask_if_due(wanted, &self.watcher, now);
-        self.table.hold_up(self.containers.log_root.holds_up().as_deref());
+        let log_root = &self.containers.log_root;
+        self.table.hold_up(log_root.holds_up().as_deref());
+        self.table.cut_off(log_root.cuts_off().as_deref(), |task| log_root.is_on_share(task));
         self.launch_one(now);
         self.do_deeds(now);
         for (connection, response) in self.polls.take_answers(&self.table, now) {
@@ -316,6 +318,14 @@ impl Supervisor {
                     self.log_pages.add(self.containers.log_root.of(task), now.instant);
                 }
             }
+        }
+    }
+
+    fn share_wanted(&self) -> Wanted {
+        match (self.table.has_launches() && self.may_launch(), self.table.living()) {
+            (true, _) => Wanted::Launching,
+            (false, 0) => Wanted::Nobody,
+            (false, _) => Wanted::Watching,
         }
     }
 

@@ -89,6 +89,8 @@ pub struct TaskTable {
     to_launch: VecDeque<TaskId>,
     /// Whether any of these is said to be held up.
     held_up: bool,
+    /// Whether any task that runs is said to be cut off.
+    cut_off: bool,
     deeds: VecDeque<(TaskId, Deed)>,
     deadlines: BTreeSet<(Instant, TaskId)>,
     /// Actions that wait because the journal cannot be written, in their order.
@@ -118,6 +120,7 @@ impl TaskTable {
             last_event: EventNumber(history.last_event),
             to_launch: VecDeque::new(),
             held_up: false,
+            cut_off: false,
             deeds: VecDeque::new(),
             deadlines: BTreeSet::new(),
             parked: VecDeque::new(),
@@ -484,6 +487,21 @@ impl TaskTable {
         }
         let mut waiting = self.to_launch.iter().filter_map(|id| self.living.get(id));
         self.held_up = waiting.any(|living| living.told.stuck.is_some());
+    }
+
+    /// Says of all tasks that run what cuts off their output, where it goes to the share, or that nothing does any more. To be
+    /// said again and again, since others come to run.
+    pub fn cut_off(&mut self, why: Option<&str>, is_on_share: impl Fn(TaskId) -> bool) {
+        if why.is_none() && !self.cut_off {
+            return;
+        }
+        let runs = |living: &Living| matches!(living.task.phase, Phase::Running { .. });
+        let running = self.living.iter().filter(|(_, living)| runs(living) && living.told.stuck.as_deref() != why);
+        let changed: Vec<TaskId> = running.map(|(id, _)| *id).filter(|id| is_on_share(*id)).collect();
+        for id in changed {
+            self.tell_stuck(id, why);
+        }
+        self.cut_off = self.living.values().any(|living| runs(living) && living.told.stuck.is_some());
     }
 
     /// True: that is news, and was told.
@@ -916,6 +934,27 @@ pub mod tests {
         }
         assert_eq!((why(&it, waiting), closed(&it), it.table.last_event().0), (None, None, before.0 + 2));
         assert_eq!(it.table.next_launch(), Some(waiting));
+    }
+
+    #[test]
+    fn what_cuts_off_output_is_told_of_each_that_runs_on_the_share_and_taken_back() {
+        let mut it = Fixture::new("table-cut-off");
+        let [on_share, elsewhere] = [it.create(), it.create()];
+        for id in [on_share, elsewhere] {
+            it.launch(id);
+            it.table.apply(id, Event::Started(None), Now::read());
+        }
+        let before = it.table.last_event();
+        for _ in 0..2 {
+            it.table.cut_off(Some("no share"), |id| id != elsewhere);
+        }
+        let why = |it: &Fixture| [on_share, elsewhere].map(|id| it.table.report(id).unwrap().stuck.clone());
+        assert_eq!(why(&it), [Some("no share".to_owned()), None]);
+        assert_eq!((it.status(on_share), it.table.last_event().0), (State::Running, before.0 + 1));
+        for _ in 0..2 {
+            it.table.cut_off(None, |_| true);
+        }
+        assert_eq!((why(&it), it.table.last_event().0), ([None, None], before.0 + 2));
     }
 
     #[test]

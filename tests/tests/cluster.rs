@@ -310,6 +310,10 @@ fn without_the_volume_running_jobs_go_on_new_ones_wait_or_stay_on_their_node_and
                 }
             }
             for &id in &running {
+                until(format!("job {id} to say that its output is cut off"), || {
+                    let (why, _) = gluster.stuck(id);
+                    why.filter(|why| why.starts_with("it runs, and what it writes may be lost")).ok_or(())
+                });
                 assert_eq!(gluster.job(id).status, "Running", "job {id}");
             }
             queued
@@ -327,6 +331,9 @@ fn without_the_volume_running_jobs_go_on_new_ones_wait_or_stay_on_their_node_and
             );
         }
         assert!(second.run("cat /var/log/berth-supervisor.log").contains("the share /mnt/share is there again"));
+        for &id in &running {
+            until_true(format!("job {id} to say that no more"), || gluster.stuck(id).0.is_none());
+        }
         end_and_count(gluster, &running, None);
         a_job_that_cannot_end_for_a_volume_that_hangs_says_so_until_it_can(gluster);
         a_share_that_is_not_mounted_is_waited_for(gluster, second);

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tests::cluster::Plan;
+use tests::cluster::{Cluster, Plan};
 use tests::daemon::run_to_end;
 use tests::hung_fuse::HungFuse;
 use tests::job::{job, job_with};
@@ -164,6 +164,48 @@ fn a_share_that_vanishes_under_a_running_task_stops_the_next_one_only() {
         assert_eq!(names_in(share), Vec::<PathBuf>::new());
         node.kill(waiting);
         assert_eq!(node.wait_final(waiting)["status"], "Killed");
+    });
+}
+
+fn stays(cluster: &Cluster) -> u64 {
+    let submitted = cluster.master.submit(&job("exec sleep 1000"));
+    cluster.master.wait_status(submitted.job_id, "Running").job_id
+}
+
+fn stuck(cluster: &Cluster, job: u64) -> Value {
+    cluster.master.get(&format!("/job/details/{job}?logs=0"))["stuck"].clone()
+}
+
+#[test]
+fn a_task_whose_share_vanishes_says_that_its_output_may_be_lost_until_it_is_back_and_one_that_keeps_it_here_does_not() {
+    let nodes = [NodePlan::default().flags(&["--no-share", "local"])];
+    Plan::of_nodes(nodes).run(|cluster| {
+        let share = cluster.node().state_dir().with_file_name("share");
+        let mounted = Mounted::on(&share);
+        let on_share = stays(cluster);
+        assert_eq!(stuck(cluster, on_share), Value::Null);
+        drop(mounted);
+        // Whether or not there is anything to launch.
+        let why = until("the job to say so", || stuck(cluster, on_share).as_str().map(str::to_owned).ok_or(()));
+        let words = format!(
+            "it runs, and what it writes may be lost: its logs are on the share {}, which is not",
+            share.display()
+        );
+        assert!(why.starts_with(&words), "{why}");
+        assert!(cluster.master.page(&format!("/job/details/{on_share}")).contains("what it writes may be lost"));
+        let here = stays(cluster);
+        cluster.node().kill_supervisor();
+        cluster.node().restart();
+        until("the job to say so to the next supervisor", || {
+            stuck(cluster, on_share).as_str().map(str::to_owned).ok_or(())
+        });
+        assert_eq!(stuck(cluster, here), Value::Null);
+        let _mounted = Mounted::on(&share);
+        until_true("the job to say so no more", || stuck(cluster, on_share) == Value::Null);
+        for job in [on_share, here] {
+            cluster.master.kill(job).expect(200);
+            assert_eq!(cluster.master.wait_final(job).outcome(), "Killed");
+        }
     });
 }
 
