@@ -166,7 +166,7 @@ struct Active {
     /// It was there when this process started, and this process has not placed it.
     inherited: bool,
     /// When its attempt was placed; `None`: by a life of this master before.
-    placed_at: Option<Instant>,
+    placed_at: Option<Now>,
 }
 
 impl Active {

@@ -21,7 +21,12 @@ const KILL: Duration = Duration::from_secs(3);
 /// When nothing can be alive any more of an attempt under a lease of `length`, given to a node of which the last stamp was
 /// heard at `heard`.
 pub fn certainly_over(heard: Instant, length: Duration) -> Instant {
-    heard + length + length / DRIFT + KILL
+    heard + at_most_elsewhere(length) + KILL
+}
+
+/// The most that can have passed by another clock while so much has passed by ours.
+pub fn at_most_elsewhere(passed: Duration) -> Duration {
+    passed + passed / DRIFT
 }
 
 #[cfg(test)]

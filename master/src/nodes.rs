@@ -18,6 +18,7 @@ use wire::node::NodeResource;
 use wire::{BootId, EventNumber, InstanceId, JobId, NodeId, Stamp};
 
 use crate::job::{Node, NodeState};
+use crate::lease;
 use crate::scheduler::Amount;
 use crate::store::KeptNode;
 use crate::strangers::Strangers;
@@ -209,10 +210,14 @@ impl Member {
         self.stamped
     }
 
-    /// Since when its machine runs, by what it last said; never too early, since that took a moment to arrive.
-    pub fn booted(&self) -> Option<Instant> {
-        let uptime = self.resource.as_ref().and_then(|said| said.uptime_ms)?;
-        self.silent_since.clock.checked_sub(Duration::from_millis(uptime))
+    /// Whether its machine may have been booted since then, by what it last said. Our clock stands still while our machine
+    /// sleeps, and the time of day may be set back meanwhile: whichever says that more has passed is believed.
+    pub fn may_have_booted_since(&self, then: Now) -> bool {
+        let Some(uptime) = self.resource.as_ref().and_then(|said| said.uptime_ms) else { return true };
+        let by_wall = self.silent_since.wall.duration_since(then.wall);
+        let by_clock = self.silent_since.clock.saturating_duration_since(then.clock);
+        let passed = by_clock.max(by_wall.try_into().unwrap_or_default());
+        Duration::from_millis(uptime) <= lease::at_most_elsewhere(passed)
     }
 
     /// A poll was sent to it, which may stay there for long, or is to be answered at once.

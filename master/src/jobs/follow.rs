@@ -45,7 +45,7 @@ impl Owner {
         if let Some(active) = self.active.get_mut(&id) {
             active.call = Call::Creating;
             active.inherited = false;
-            active.placed_at = Some(now.clock);
+            active.placed_at = Some(now);
         }
         self.turn.to_create.entry(node).or_default().push(id);
     }

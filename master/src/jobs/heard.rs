@@ -152,12 +152,12 @@ impl Owner {
     /// The node's machine was booted anew, and of these jobs it knows nothing: a power cut took what it wrote last. What
     /// was sent to it before may have begun there, and is not begun again; what was sent since was not taken.
     fn hear_reboot(&mut self, node: NodeId, missing: &RollCall, now: Now) {
-        let booted = self.members.get(&node).and_then(Member::booted);
-        let before = |id: &JobId| {
+        let may_have_begun = |id: &JobId| {
             let placed_at = self.active.get(id).and_then(|active| active.placed_at);
-            placed_at.zip(booted).is_none_or(|(placed, booted)| placed < booted)
+            let member = self.members.get(&node);
+            placed_at.zip(member).is_none_or(|(placed, member)| member.may_have_booted_since(placed))
         };
-        let begun: Vec<JobId> = missing.unnumbered.iter().copied().filter(before).collect();
+        let begun: Vec<JobId> = missing.unnumbered.iter().copied().filter(may_have_begun).collect();
         let known: Vec<JobId> = missing.numbered.iter().copied().collect();
         for job in known.into_iter().chain(begun).filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
             log::warn!("node {node} was booted anew and knows nothing of job {job} any more");

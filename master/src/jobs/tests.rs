@@ -838,6 +838,23 @@ fn a_create_of_before_the_boot_is_not_sent_again_and_one_since_is_once_all_was_h
 }
 
 #[test]
+fn a_create_of_before_the_boot_is_not_sent_again_though_our_clock_slept_or_ran_slow_meanwhile() {
+    let minute = Duration::from_secs(60);
+    for (slept, uptime) in [(minute, minute), (Duration::ZERO, minute + minute / 8)] {
+        let mut master = Master::new(1);
+        master.tells(node(), 0, 0, vec![]);
+        master.submit(vec![spec(64)]).0.unwrap();
+        let cut = Said::Created { tasks: vec![(JobId(1), Attempt(1))], answer: Err("reset".into()) };
+        master.says(0, cut);
+        master.passes(minute - slept);
+        master.now.wall += slept;
+        master.says(0, Said::Free { answer: Ok(booted_anew(uptime)) });
+        assert_eq!(creates(&master.tells(booted_anew(uptime), 0, 1000, vec![])), [], "it may have begun");
+        assert_eq!(master.job(1).reason().as_deref(), Some("node rebooted"));
+    }
+}
+
+#[test]
 fn a_kill_of_a_task_that_the_node_does_not_know_asks_for_all_it_has() {
     let mut master = running();
     assert_eq!(kills(&master.kill(1).1), [8]);
