@@ -482,8 +482,12 @@ impl TaskTable {
         }
         let waiting = |id: &TaskId| self.living.get(id).is_some_and(Living::waits_for_launch);
         self.to_launch.retain(waiting);
-        for id in Vec::from_iter(self.to_launch.iter().copied()) {
-            self.tell_stuck(id, why);
+        let is_news = |id: &TaskId| self.living.get(id).is_some_and(|living| living.told.stuck.as_deref() != why);
+        for id in Vec::from_iter(self.to_launch.iter().copied().filter(is_news)) {
+            if !self.tell_stuck(id, why) {
+                // The journal will not take the others either.
+                break;
+            }
         }
         let mut waiting = self.to_launch.iter().filter_map(|id| self.living.get(id));
         self.held_up = waiting.any(|living| living.told.stuck.is_some());
@@ -512,7 +516,7 @@ impl TaskTable {
         let event = EventNumber(self.last_event.0 + 1);
         let why = why.map(str::to_owned);
         let report = TaskReport { stuck: why.clone(), event, ..living.told.clone() };
-        let told = self.parked.is_empty() && self.append(&Record::Stuck { task: id, event, why }).is_ok();
+        let told = self.parked.is_empty() && self.append_aside(&Record::Stuck { task: id, event, why }).is_ok();
         if told {
             self.publish(report);
         }
@@ -550,6 +554,12 @@ impl TaskTable {
 
     fn append(&mut self, record: &Record) -> Result<(), String> {
         self.journal.append(record).map_err(|error| self.note(error))
+    }
+
+    /// Writes what there may be any number of for one task: never into the room for ends.
+    fn append_aside(&mut self, record: &Record) -> Result<(), String> {
+        let room = self.room_for_ends();
+        self.journal.append_and_reserve(record, room).map_err(|error| self.note(error))
     }
 
     /// Keeps the error that ends this supervisor; the others can be waited out.
@@ -1081,6 +1091,18 @@ pub mod tests {
         let journal = std::fs::metadata(it.scratch.join("journal")).unwrap();
         let blocks = std::os::unix::fs::MetadataExt::blocks(&journal);
         assert!(blocks * 512 >= journal.len() + 2 * BYTES_A_TASK, "{blocks} blocks for {} bytes", journal.len());
+    }
+
+    #[test]
+    fn however_often_is_told_what_holds_a_task_up_there_is_room_for_its_end() {
+        let mut it = Fixture::new("table-room-beside");
+        it.create();
+        for cause in 0..1_000 {
+            it.table.hold_up(Some(&format!("the share is away for the {cause}th time, and hangs or is not mounted")));
+        }
+        let journal = std::fs::metadata(it.scratch.join("journal")).unwrap();
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&journal);
+        assert!(blocks * 512 >= journal.len() + BYTES_A_TASK, "{blocks} blocks for {} bytes", journal.len());
     }
 
     #[test]
