@@ -518,6 +518,17 @@ impl Owner {
         self.forget_what_was_not_kept();
         self.turn.touched = self.members.keys().copied().collect();
         self.refresh_rooms();
+        // Nobody else would ask for it: of a poll before it, which may stay there for long, this is not the answer.
+        let unsent = failed.orders.iter().filter_map(|order| match order {
+            Order::Poll { node, .. } => Some(*node),
+            Order::Ask { .. } | Order::Create { .. } | Order::Kill { .. } => None,
+        });
+        let polled = |node: &NodeId| unheard.contains(&(*node, true));
+        for node in unsent.filter(|node| !polled(node)).collect::<BTreeSet<_>>() {
+            if self.members.get(&node).is_some_and(Member::is_rolling) {
+                self.order_roll_call(node, AFTER_A_FAILED_COMMIT);
+            }
+        }
         for (node, polled) in unheard {
             if *polled {
                 self.unhear(*node);

@@ -782,6 +782,23 @@ fn what_could_not_be_committed_never_was_and_the_next_turn_works() {
     assert_eq!(master.submit(vec![spec(64)]).0.unwrap()[0].id, JobId(2));
 }
 
+#[test]
+fn a_roll_call_that_was_ordered_in_a_turn_that_was_not_kept_is_ordered_again() {
+    let not_found = Err(Refusal::new(RefusalCode::NotFound, "no such task"));
+    let unknown = Said::Killed { job: JobId(1), task: TaskId(8), answer: Ok(not_found) };
+    let booted = Said::Free { answer: Ok(booted_anew(Duration::ZERO)) };
+    for said in [unknown, booted] {
+        let mut master = running();
+        master.kill(1);
+        master.owner().store.forbid_writes(true);
+        let (reply, _) = mpsc::channel();
+        let heard = Message::Heard(Box::new(Heard { node: NodeId(0), said }));
+        let orders = master.turn(vec![Message::Submit { specs: vec![spec(64)], reply }, heard]);
+        assert_eq!(polls(&orders), [(0, false)], "nothing is given to the node until it has answered one");
+        master.owner().store.forbid_writes(false);
+    }
+}
+
 /// The node after a boot of its machine some time ago.
 fn booted_anew(ago: Duration) -> NodeResource {
     NodeResource { boot_id: BootId("another".into()), uptime_ms: u64::try_from(ago.as_millis()).ok(), ..node() }
