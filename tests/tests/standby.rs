@@ -2,6 +2,8 @@
 //! becomes of the lock.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use tests::client::Client;
@@ -79,6 +81,36 @@ fn a_client_that_waits_or_follows_goes_on_with_the_master_that_took_over() {
         assert_eq!(waits.exit_code(), Some(7), "{}", waits.complained());
         assert_eq!(waits.said(), format!("{id}\tFailed\texit code 7\n"));
         cluster.master.daemon().restart_waiting();
+    });
+}
+
+/// A master that answers the two calls of a submission, as that of job `id`, and is gone.
+fn dies_once_it_took(id: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let addr = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for end_of_request in ["\r\n\r\n", "}\n"] {
+            let (mut stream, _) = listener.accept().expect("accept");
+            let (mut request, mut byte) = (Vec::new(), [0]);
+            while !request.ends_with(end_of_request.as_bytes()) && stream.read(&mut byte).expect("read") > 0 {
+                request.extend(byte);
+            }
+            let body = format!("jobId   {id}\n\n");
+            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all((head + &body).as_bytes()).expect("answer");
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_client_whose_master_dies_as_soon_as_it_took_the_job_waits_for_it_with_another() {
+    plan().run(|cluster| {
+        let id = cluster.master.submit(&job("exit 7")).job_id;
+        let masters = [dies_once_it_took(id), cluster.master.addr()];
+        let mut client = Client::start(cluster, &masters, &["submit", "--wait", "true"]);
+        assert_eq!(client.exit_code(), Some(7), "{}", client.complained());
+        assert_eq!(client.said(), format!("{id}\n"));
     });
 }
 
