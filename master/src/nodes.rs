@@ -231,8 +231,14 @@ impl Member {
     }
 
     /// All of its tasks are about to be asked for. `numbered` are the jobs it must know, `unnumbered` those it may.
-    pub fn call_the_roll(&mut self, numbered: BTreeSet<JobId>, unnumbered: BTreeSet<JobId>) {
+    ///
+    /// The answer to one that was called before may be on its way to us, and is not told from this one's. It must hold what
+    /// had a number by then, and no more.
+    pub fn call_the_roll(&mut self, mut numbered: BTreeSet<JobId>, mut unnumbered: BTreeSet<JobId>) {
         let boot = self.resource.as_ref().map(|said| said.boot_id.clone());
+        if let Some(before) = &self.roll_call {
+            unnumbered.extend(numbered.extract_if(.., |job| !before.numbered.contains(job)));
+        }
         self.roll_call = Some(RollCall { numbered, unnumbered, boot });
     }
 

@@ -872,6 +872,25 @@ fn a_create_of_before_the_boot_is_not_sent_again_though_our_clock_slept_or_ran_s
 }
 
 #[test]
+fn a_late_answer_to_the_roll_call_before_does_not_lose_what_was_taken_since() {
+    let mut master = running();
+    let (_, orders) = master.submit(vec![spec(64)]);
+    assert_eq!(creates(&orders), [(2, 1)]);
+    let unknown = || {
+        let not_found = Err(Refusal::new(RefusalCode::NotFound, "no such task"));
+        Said::Killed { job: JobId(1), task: TaskId(8), answer: Ok(not_found) }
+    };
+    assert_eq!(polls(&master.says(0, unknown())), [(0, false)]);
+    master.says(0, answer(2, 1, created(9)));
+    assert_eq!(polls(&master.says(0, unknown())), [(0, false)]);
+    master.tells(node(), 0, 2, vec![]);
+    assert_eq!(master.job(1).reason().as_deref(), Some("lost"));
+    assert_eq!(master.job(2).status, State::Assigned, "the first answer was given before it was taken");
+    master.tells(node(), 2, 3, vec![said(2, 9, State::Running)]);
+    assert_eq!(master.job(2).status, State::Running);
+}
+
+#[test]
 fn a_kill_of_a_task_that_the_node_does_not_know_asks_for_all_it_has() {
     let mut master = running();
     assert_eq!(kills(&master.kill(1).1), [8]);
