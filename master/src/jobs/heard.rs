@@ -7,6 +7,7 @@ use wire::task::TaskReport;
 use wire::{Attempt, EventNumber, InstanceId, JobId, NodeId, TaskId};
 
 use super::{AFTER_A_FAILED_CALL, CLOSED_UNTIL_ASKED, Call, Owner};
+use crate::job::Job;
 use crate::life::News;
 use crate::nodes::{Member, Now, RollCall, Whose};
 use crate::poller::{Heard, Said};
@@ -98,7 +99,16 @@ impl Owner {
         {
             member.strangers().clear();
         }
-        self.hear_reports(node, &events.events, rebooted, now);
+        let missing = self.hear_reports(node, &events.events, now);
+        if rebooted {
+            let told = events.remembered.map(|remembered| remembered.acknowledged).unwrap_or_default();
+            let is_told = |job: &Job| {
+                forgot_too_much || told.iter().any(|end| end.job_id == job.id && end.attempt >= job.attempt)
+            };
+            self.hear_reboot(node, &missing, is_told, now);
+        } else {
+            self.lose_forgotten(node, &missing, now);
+        }
         if forgot_too_much {
             self.doubt_unanswered(node, now);
         }
@@ -112,7 +122,8 @@ impl Owner {
         self.call_again(node);
     }
 
-    pub(super) fn hear_reports(&mut self, node: NodeId, reports: &[TaskReport], rebooted: bool, now: Now) {
+    /// Returns whom a roll call looked for that they leave out.
+    fn hear_reports(&mut self, node: NodeId, reports: &[TaskReport], now: Now) -> RollCall {
         let mut roll = self.members.get_mut(&node).map(Member::end_roll_call).unwrap_or_default();
         for report in reports {
             let ours = report.key.job_id.filter(|_| report.key.master.as_ref() == Some(&self.instance));
@@ -139,19 +150,20 @@ impl Owner {
                 member.count(job);
             }
         }
-        if rebooted {
-            self.hear_reboot(node, &roll, now);
-            return;
-        }
-        for job in roll.numbered.into_iter().filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
+        roll
+    }
+
+    fn lose_forgotten(&mut self, node: NodeId, missing: &RollCall, now: Now) {
+        for job in missing.numbered.iter().copied().filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
             log::warn!("node {node} knows nothing of job {job}; it is lost");
             self.change(job, News::Forgotten(node), now);
         }
     }
 
     /// The node's machine was booted anew, and of these jobs it knows nothing: a power cut took what it wrote last. What
-    /// was sent to it before may have begun there, and is not begun again; what was sent since was not taken.
-    fn hear_reboot(&mut self, node: NodeId, missing: &RollCall, now: Now) {
+    /// was sent to it before may have begun there, and is not begun again; what was sent since was not taken. But where it
+    /// was told that we knew the end, no boot is to blame: our database is an older copy, and that job has run.
+    fn hear_reboot(&mut self, node: NodeId, missing: &RollCall, is_told: impl Fn(&Job) -> bool, now: Now) {
         let may_have_begun = |id: &JobId| {
             let placed_at = self.active.get(id).and_then(|active| active.placed_at);
             let member = self.members.get(&node);
@@ -159,9 +171,15 @@ impl Owner {
         };
         let begun: Vec<JobId> = missing.unnumbered.iter().copied().filter(may_have_begun).collect();
         let known: Vec<JobId> = missing.numbered.iter().copied().collect();
-        for job in known.into_iter().chain(begun).filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
-            log::warn!("node {node} was booted anew and knows nothing of job {job} any more");
-            self.change(job, News::Rebooted(node), now);
+        for id in known.into_iter().chain(begun) {
+            let Some(job) = self.active.get(&id).map(|active| &active.job) else { continue };
+            if is_told(job) {
+                log::warn!("node {node} was told that this master knew the end of job {id}; it is lost");
+                self.change(id, News::Forgotten(node), now);
+            } else {
+                log::warn!("node {node} was booted anew and knows nothing of job {id} any more");
+                self.change(id, News::Rebooted(node), now);
+            }
         }
     }
 

@@ -119,6 +119,31 @@ fn a_later_attempt_that_lives_on_one_node_counts_for_more_than_an_earlier_one_th
 }
 
 #[test]
+fn a_job_whose_end_was_acknowledged_is_not_tried_again_because_its_node_was_booted_since() {
+    let listed = remembers(1, &[(5, 1, 1)]);
+    let unlisted = Remembered { unlisted_to: EventNumber(5), ..remembers(2, &[(6, 2, 1)]) };
+    for (remembered, gathers) in [(listed.clone(), true), (listed, false), (unlisted, false)] {
+        let mut master = Master::new(1);
+        master.tells(node(), 0, 0, vec![]);
+        master.submit(vec![JobSpec { on_node_loss: OnNodeLoss::Retry, ..spec(64) }]).0.unwrap();
+        master.says(0, answer(1, 1, created(8)));
+        master.tells(node(), 0, 2, vec![said(1, 8, State::Running)]);
+        master.start_gathering();
+        if !gathers {
+            master.owner().gathering = None;
+        }
+        for _ in 0..2 {
+            let resource = booted_anew(Duration::from_secs(60));
+            let remembered = Some(remembered.clone());
+            let answer = Ok(Events { last: EventNumber(1100), events: vec![], resource, remembered });
+            let orders = master.says(0, Said::Events { after: EventNumber(0), answer });
+            assert_eq!(creates(&orders), [], "it has run to its end");
+        }
+        assert_eq!((master.job(1).status, master.job(1).cause), (State::Failed, Some(Reason::Lost)));
+    }
+}
+
+#[test]
 fn an_acknowledgement_that_is_written_down_is_no_sign_of_an_older_copy() {
     let mut master = Master::new(1);
     master.tells(node(), 0, 7, vec![]);
