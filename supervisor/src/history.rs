@@ -36,6 +36,8 @@ pub struct Unfinished {
     pub started: Option<Option<Timestamp>>,
     /// Whether its end was asked for.
     pub kill_requested: bool,
+    /// What was said to hold it up. Whoever heard that believes it until something else is said.
+    pub stuck: Option<String>,
 }
 
 /// All of it.
@@ -86,11 +88,12 @@ impl History {
                 self.change(task, |unfinished| {
                     unfinished.event = event;
                     unfinished.started = Some(at);
+                    unfinished.stuck = None;
                 });
             }
-            Record::Stuck { task, event, .. } => {
+            Record::Stuck { task, event, why } => {
                 self.last_event = self.last_event.max(event.0);
-                self.change(task, |unfinished| unfinished.event = event);
+                self.change(task, |unfinished| (unfinished.event, unfinished.stuck) = (event, why));
             }
             Record::KillRequested { task } => self.change(task, |unfinished| unfinished.kill_requested = true),
             Record::Ended { report } => self.end(*report),
@@ -131,7 +134,8 @@ impl History {
         self.last_task = self.last_task.max(task.0);
         self.last_event = self.last_event.max(event.0);
         let era = self.eras.len().saturating_sub(1);
-        let unfinished = Unfinished { request, event, era, launched: None, started: None, kill_requested: false };
+        let (launched, started, kill_requested, stuck) = (None, None, false, None);
+        let unfinished = Unfinished { request, event, era, launched, started, kill_requested, stuck };
         self.unfinished.insert(task, unfinished);
     }
 

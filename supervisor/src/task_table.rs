@@ -141,8 +141,8 @@ impl TaskTable {
 
     /// One that is to end is asked again: the last supervisor may have died between the journal's line and the signal,
     /// and init minds only the first one.
-    fn remember(&mut self, id: TaskId, unfinished: Unfinished, now: Now) {
-        let (event, era) = (unfinished.event, unfinished.era);
+    fn remember(&mut self, id: TaskId, mut unfinished: Unfinished, now: Now) {
+        let (event, era, stuck) = (unfinished.event, unfinished.era, unfinished.stuck.take());
         let origin = origin_of(&unfinished.request);
         let lease = unfinished.request.lease.clone();
         if let Some((_, master)) = lease.as_ref().zip(origin.master.as_ref()) {
@@ -153,6 +153,10 @@ impl TaskTable {
             self.deeds.push_back((id, Deed::Terminate));
         }
         self.insert(Task { id, origin, phase }, event, era, lease);
+        if let Some(living) = self.living.get_mut(&id).filter(|_| stuck.is_some()) {
+            living.told.stuck = stuck;
+            (self.held_up, self.cut_off) = (true, true);
+        }
     }
 
     fn insert(&mut self, task: Task, event: EventNumber, era: usize, lease: Option<TaskLease>) {
@@ -503,7 +507,10 @@ impl TaskTable {
         let running = self.living.iter().filter(|(_, living)| runs(living) && living.told.stuck.as_deref() != why);
         let changed: Vec<TaskId> = running.map(|(id, _)| *id).filter(|id| is_on_share(*id)).collect();
         for id in changed {
-            self.tell_stuck(id, why);
+            if !self.tell_stuck(id, why) {
+                // The journal will not take the others either.
+                break;
+            }
         }
         self.cut_off = self.living.values().any(|living| runs(living) && living.told.stuck.is_some());
     }
@@ -789,6 +796,9 @@ fn records_of(living: &Living) -> Vec<Record> {
         }
         Phase::Accepted { .. } | Phase::Launched { .. } | Phase::Ended { .. } => {}
     }
+    if let Some(why) = &living.told.stuck {
+        records.push(Record::Stuck { task: id, event, why: Some(why.clone()) });
+    }
     records
 }
 
@@ -965,6 +975,24 @@ pub mod tests {
             it.table.cut_off(None, |_| true);
         }
         assert_eq!((why(&it), it.table.last_event().0), ([None, None], before.0 + 2));
+    }
+
+    #[test]
+    fn what_was_told_to_hold_a_task_up_is_taken_back_by_the_next_supervisor_too() {
+        let mut it = Fixture::new("table-told-before");
+        let id = it.create();
+        it.launch(id);
+        it.table.apply(id, Event::Started(None), Now::read());
+        it.table.cut_off(Some("no share"), |_| true);
+        let told = it.table.last_event();
+        for _ in 0..2 {
+            it.restart();
+            it.table.compact().unwrap();
+            assert_eq!(it.table.report(id).unwrap().stuck.as_deref(), Some("no share"));
+        }
+        it.table.cut_off(None, |_| true);
+        let after: Vec<_> = it.table.changes_after(told).into_iter().map(|report| report.stuck).collect();
+        assert_eq!(after, [None], "a master that has heard of it hears that it is over");
     }
 
     #[test]
