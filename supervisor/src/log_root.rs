@@ -185,6 +185,9 @@ impl LogRoot {
         if self.messenger.give_up_if_late(now.instant) {
             self.learn(no_answer(), now);
         }
+        if wanted == Wanted::Nobody {
+            self.nobody_asks();
+        }
         if self.messenger.gives_up().is_some() || self.due(wanted, now.instant).is_none_or(|due| now.instant < due) {
             return;
         }
@@ -194,6 +197,14 @@ impl LogRoot {
         let (share, node) = (&self.share, self.node);
         if let Err(error) = self.messenger.send(watcher, now.instant, || ask(share, node)) {
             self.learn(Err(format!("cannot be tried: {error}")), now);
+        }
+    }
+
+    /// From now on it cannot be said whether the share is away still, and was all the while. Tasks that are launched all the same
+    /// are to be launched without waiting for the next answer.
+    fn nobody_asks(&mut self) {
+        if let (Some(NoShare::Wait), Known::Away { .. }) = (self.rule, &self.known) {
+            self.known = Known::Untold;
         }
     }
 
@@ -392,6 +403,19 @@ mod tests {
             assert!(root.cuts_off().unwrap().contains("the share /mnt/share, which is not mounted"));
         }
         assert_eq!(root(None).next_deadline(Wanted::Watching, now.instant), None);
+    }
+
+    #[test]
+    fn once_nobody_asks_any_more_it_is_not_said_to_be_away() {
+        let (mut root, now) = (root(Some(NoShare::Wait)), Now::read());
+        let watcher = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap().watcher().unwrap();
+        root.learn(Err("is not mounted".into()), now);
+        root.ask_if_due(Wanted::Nobody, &watcher, now);
+        assert_eq!((root.holds_up(), root.cuts_off()), (None, None));
+        let later = Now { wall: now.wall + Duration::from_secs(3600), ..now };
+        root.learn(Err("is not mounted".into()), later);
+        let since = later.wall.strftime("%F %T UTC").to_string();
+        assert!(root.holds_up().unwrap().contains(&since), "it may have been there meanwhile");
     }
 
     #[test]
