@@ -37,12 +37,13 @@
 //!
 //! A node whose machine was booted anew is asked for all it has as well, however long this process lives: a power cut takes
 //! the last lines of its journal, and no event tells of a task that was in them. What is missing then is `node rebooted`.
-//! So is what it was asked to start before the boot and never answered, since that may have begun; a create names the boot it
-//! is meant for, and is refused in another (`stale`). While a roll is called the node gets nothing new.
+//! So is what it was sent before the boot and never answered, since that may have begun; what cannot have reached it is sent
+//! again. A create names the boot it is meant for, and is refused in another (`stale`). While a roll is called the node gets
+//! nothing new.
 //!
-//! A node that comes back with
-//! another instance id has lost its state dir: all it had is lost, numbered or not, since a create may have been running there.
-//! A node that the operator no longer names will never say how its tasks end: its jobs are `Failed: node lost` at the start.
+//! A node that comes back with another instance id has lost its state dir: all it had is lost, numbered or not, since a create
+//! may have been running there. A node that the operator no longer names will never say how its tasks end: its jobs are
+//! `Failed: node lost` at the start.
 //! What runs under a lease may go on until that has run out, so such jobs are abandoned first, and lost only then.
 
 mod asked;
@@ -167,6 +168,8 @@ struct Active {
     inherited: bool,
     /// When its attempt was placed; `None`: by a life of this master before.
     placed_at: Option<Now>,
+    /// Its node was asked to start it and has not answered, once at least: it may have.
+    unheard: bool,
 }
 
 impl Active {
@@ -376,7 +379,15 @@ impl Owner {
             let id = job.id;
             self.active.insert(
                 id,
-                Active { job, kill_asked, stuck: None, call: Call::Idle, inherited: true, placed_at: None },
+                Active {
+                    job,
+                    kill_asked,
+                    stuck: None,
+                    call: Call::Idle,
+                    inherited: true,
+                    placed_at: None,
+                    unheard: false,
+                },
             );
             self.watch_abandoned(id, now.clock);
         }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use wire::access::Token as Secret;
 use wire::fault::Point;
-use wire::http::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId, Limits};
+use wire::http::{Client, ClientRequest, ClientResponse, ExchangeId, Limits, Outcome};
 use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
 use wire::task::TaskRequest;
 use wire::term::{self, Speaker};
@@ -102,6 +102,8 @@ pub enum Said {
     Created {
         /// The tasks of that part.
         tasks: Vec<(JobId, Attempt)>,
+        /// Whether it was sent and not answered, once at least, so that the node may have taken them all the same.
+        unheard: bool,
         /// An answer for each.
         answer: Result<Vec<Answer<Created>>, String>,
     },
@@ -261,8 +263,8 @@ impl<F: FnMut(Heard)> Poller<F> {
             let order = due.remove();
             self.begin(order, now);
         }
-        while let Some((id, outcome)) = self.client.next_outcome() {
-            self.conclude(id, outcome);
+        while let Some(outcome) = self.client.next_outcome() {
+            self.conclude(outcome);
         }
     }
 
@@ -317,7 +319,7 @@ impl<F: FnMut(Heard)> Poller<F> {
     fn ask(&mut self, node: NodeId, asked: Asked, mut request: ClientRequest, wait: Duration, now: Instant) {
         let Some(&addr) = self.addrs.get(&node) else {
             let why = Err(format!("no --node names node {node}"));
-            return (self.tell)(Heard { node, said: said(asked, why) });
+            return (self.tell)(Heard { node, said: said(asked, false, why) });
         };
         if let Some(bearer) = &self.bearer {
             request = request.with_header("Authorization", bearer);
@@ -335,19 +337,19 @@ impl<F: FnMut(Heard)> Poller<F> {
         self.asked.insert(id, (node, asked));
     }
 
-    fn conclude(&mut self, id: ExchangeId, outcome: Result<ClientResponse, ExchangeError>) {
-        if let Some((node, asked)) = self.asked.remove(&id) {
+    fn conclude(&mut self, outcome: Outcome) {
+        if let Some((node, asked)) = self.asked.remove(&outcome.id) {
             if matches!(asked, Asked::Events { .. }) {
                 self.polls.remove(&node);
             }
             fault::moment(points_of(&asked).1);
-            let refusal = outcome.as_ref().ok().filter(|response| response.status == 409).and_then(refusal);
+            let refusal = outcome.answer.as_ref().ok().filter(|response| response.status == 409).and_then(refusal);
             if let Some(refusal) = refusal.filter(|refusal| refusal.code == RefusalCode::Superseded) {
                 // Not told to the owner: whatever it made of it would be too late.
                 self.superseded = Some(PollerError::Superseded { node, said: refusal.message });
                 return;
             }
-            let said = said(asked, outcome.map_err(|error| error.to_string()));
+            let said = said(asked, outcome.unheard, outcome.answer.map_err(|error| error.to_string()));
             (self.tell)(Heard { node, said });
         }
     }
@@ -388,7 +390,7 @@ fn creates(tasks: &[TaskRequest]) -> Vec<Create> {
     parts
 }
 
-fn said(asked: Asked, outcome: Result<ClientResponse, String>) -> Said {
+fn said(asked: Asked, unheard: bool, outcome: Result<ClientResponse, String>) -> Said {
     match asked {
         Asked::Events { after } => {
             let answer = outcome
@@ -397,7 +399,7 @@ fn said(asked: Asked, outcome: Result<ClientResponse, String>) -> Said {
             Said::Events { after, answer }
         }
         Asked::Created { tasks } => {
-            Said::Created { tasks, answer: outcome.and_then(|response| in_envelope(&response)) }
+            Said::Created { tasks, unheard, answer: outcome.and_then(|response| in_envelope(&response)) }
         }
         Asked::Killed { job, task } => {
             Said::Killed { job, task, answer: outcome.and_then(|response| taken(&response)) }

@@ -65,8 +65,15 @@ impl Owner {
         self.next_id = JobId(id.0 + 1);
         self.scheduler.wait(id, Need::of(&spec));
         let job = Job::submitted(id, spec, submitted_at);
-        let active =
-            Active { job, kill_asked: false, stuck: None, call: Call::Idle, inherited: false, placed_at: None };
+        let active = Active {
+            job,
+            kill_asked: false,
+            stuck: None,
+            call: Call::Idle,
+            inherited: false,
+            placed_at: None,
+            unheard: false,
+        };
         self.active.insert(id, active);
         id
     }

@@ -46,6 +46,7 @@ impl Owner {
             active.call = Call::Creating;
             active.inherited = false;
             active.placed_at = Some(now);
+            active.unheard = false;
         }
         self.turn.to_create.entry(node).or_default().push(id);
     }

@@ -21,7 +21,7 @@ impl Owner {
         match said {
             Said::Events { after, answer: Ok(events) } => self.hear_events(node, after, events, now),
             Said::Events { answer: Err(why), .. } => self.hear_silence(node, &why, now),
-            Said::Created { tasks, answer } => self.hear_created(node, &tasks, answer, now),
+            Said::Created { tasks, unheard, answer } => self.hear_created(node, &tasks, unheard, answer, now),
             Said::Killed { job, task, answer } => self.hear_killed(node, job, task, answer, now),
             Said::Free { answer } => {
                 self.hear_free(node, answer, now);
@@ -94,6 +94,11 @@ impl Owner {
             self.order_roll_call(node, Duration::ZERO);
             return;
         }
+        if rebooted && self.is_creating_on(node) {
+            // Whether the node may have that is known once the create has come to its end, as it soon will.
+            self.order_roll_call(node, AFTER_A_FAILED_CALL);
+            return;
+        }
         if after == EventNumber(0)
             && let Some(member) = self.members.get_mut(&node)
         {
@@ -120,6 +125,11 @@ impl Owner {
         self.ask_again_if_closed(node);
         self.order_poll(node, Duration::ZERO);
         self.call_again(node);
+    }
+
+    fn is_creating_on(&self, node: NodeId) -> bool {
+        let mut jobs = self.members.get(&node).into_iter().flat_map(Member::jobs);
+        jobs.any(|job| self.active.get(&job).is_some_and(|active| active.call == Call::Creating))
     }
 
     /// Returns whom a roll call looked for that they leave out.
@@ -165,9 +175,11 @@ impl Owner {
     /// was told that we knew the end, no boot is to blame: our database is an older copy, and that job has run.
     fn hear_reboot(&mut self, node: NodeId, missing: &RollCall, is_told: impl Fn(&Job) -> bool, now: Now) {
         let may_have_begun = |id: &JobId| {
-            let placed_at = self.active.get(id).and_then(|active| active.placed_at);
-            let member = self.members.get(&node);
-            placed_at.zip(member).is_none_or(|(placed, member)| member.may_have_booted_since(placed))
+            let Some(active) = self.active.get(id) else { return false };
+            let Some(placed_at) = active.placed_at else { return true };
+            let taken = active.job.placed.is_some_and(|placed| placed.task.is_some());
+            (taken || active.unheard)
+                && self.members.get(&node).is_none_or(|member| member.may_have_booted_since(placed_at))
         };
         let begun: Vec<JobId> = missing.unnumbered.iter().copied().filter(may_have_begun).collect();
         let known: Vec<JobId> = missing.numbered.iter().copied().collect();
@@ -215,11 +227,16 @@ impl Owner {
         &mut self,
         node: NodeId,
         tasks: &[(JobId, Attempt)],
+        unheard: bool,
         answer: Result<Vec<Answer<Created>>, String>,
         now: Now,
     ) {
         for (job, attempt) in tasks {
             self.call_ended(*job, Some(*attempt), Call::Creating);
+            let active = self.active.get_mut(job).filter(|active| active.job.attempt == *attempt);
+            if let Some(active) = active {
+                active.unheard |= unheard;
+            }
         }
         let answers = answer.and_then(|answers| {
             let whole = answers.len() == tasks.len();

@@ -146,7 +146,7 @@ fn refused(code: RefusalCode) -> Answer<Created> {
 }
 
 fn answer(job: u64, attempt: u32, answer: Answer<Created>) -> Said {
-    Said::Created { tasks: vec![(JobId(job), Attempt(attempt))], answer: Ok(vec![answer]) }
+    Said::Created { tasks: vec![(JobId(job), Attempt(attempt))], unheard: false, answer: Ok(vec![answer]) }
 }
 
 fn creates(orders: &[Order]) -> Vec<(u64, u32)> {
@@ -273,7 +273,7 @@ fn a_create_nobody_answered_is_sent_again_when_the_node_answers() {
     let mut master = Master::new(1);
     master.tells(node(), 0, 0, vec![]);
     master.submit(vec![spec(64)]).0.unwrap();
-    let nothing = Said::Created { tasks: vec![(JobId(1), Attempt(1))], answer: Err("reset".into()) };
+    let nothing = Said::Created { tasks: vec![(JobId(1), Attempt(1))], unheard: true, answer: Err("reset".into()) };
     assert_eq!(creates(&master.says(0, nothing)), []);
     assert_eq!(creates(&master.says(0, Said::Free { answer: Ok(node()) })), [(1, 1)], "the same attempt");
     assert_eq!(creates(&master.tells(node(), 0, 0, vec![])), [], "not while it is under way");
@@ -411,7 +411,7 @@ fn a_silent_node_gets_nothing_new_and_what_it_has_stays() {
 fn unanswered() -> [Said; 3] {
     let late = || "no answer in time".to_owned();
     [
-        Said::Created { tasks: vec![(JobId(2), Attempt(1))], answer: Err(late()) },
+        Said::Created { tasks: vec![(JobId(2), Attempt(1))], unheard: true, answer: Err(late()) },
         Said::Killed { job: JobId(1), task: TaskId(8), answer: Err(late()) },
         Said::Free { answer: Err(late()) },
     ]
@@ -828,17 +828,27 @@ fn a_node_that_was_booted_anew_is_asked_for_all_it_has_and_what_the_power_cut_to
 }
 
 #[test]
-fn a_create_of_before_the_boot_is_not_sent_again_and_one_since_is_once_all_was_heard() {
+fn a_create_of_before_the_boot_is_not_sent_again_and_one_that_cannot_have_been_taken_is_once_all_was_heard() {
     let mut master = Master::new(1);
     master.tells(node(), 0, 0, vec![]);
-    master.submit(vec![spec(64)]).0.unwrap();
+    master.submit(vec![spec(64), spec(64), spec(64)]).0.unwrap();
     master.passes(Duration::from_secs(20));
     let (_, orders) = master.submit(vec![spec(64)]);
     let booted = Some(BootId("boot".into()));
     assert!(matches!(&orders[..], [Order::Create { boot, .. }] if *boot == booted), "{orders:?}");
-    let cut = |job| Said::Created { tasks: vec![(JobId(job), Attempt(1))], answer: Err("reset".into()) };
-    master.says(0, cut(1));
-    master.says(0, answer(2, 1, refused(RefusalCode::Stale)));
+    let cut = |job, unheard| Said::Created {
+        tasks: vec![(JobId(job), Attempt(1))],
+        unheard,
+        answer: Err("no connection, or none any more".into()),
+    };
+    master.says(0, cut(1, true));
+    master.says(0, cut(2, false));
+    let stale_connection = Said::Created {
+        tasks: vec![(JobId(4), Attempt(1))],
+        unheard: true,
+        answer: Ok(vec![refused(RefusalCode::Stale)]),
+    };
+    master.says(0, stale_connection);
     let uptime = Duration::from_secs(10);
     let orders = master.says(0, Said::Free { answer: Ok(booted_anew(uptime)) });
     assert_eq!((creates(&orders), polls(&orders)), (vec![], vec![(0, false)]));
@@ -848,10 +858,15 @@ fn a_create_of_before_the_boot_is_not_sent_again_and_one_since_is_once_all_was_h
         "what is given to it now could not be told from what it lost"
     );
     let orders = master.tells(booted_anew(uptime), 0, 1000, vec![]);
-    assert_eq!(master.job(1).reason().as_deref(), Some("node rebooted"), "it may have begun");
+    assert_eq!((creates(&orders), polls(&orders)), (vec![], vec![(0, false)]), "a create is under way");
+    master.says(0, cut(3, true));
+    let orders = master.tells(booted_anew(uptime), 0, 1000, vec![]);
+    for job in [1, 3] {
+        assert_eq!(master.job(job).reason().as_deref(), Some("node rebooted"), "it may have begun");
+    }
     let mut sent = creates(&orders);
     sent.sort_unstable();
-    assert_eq!(sent, [(2, 1), (3, 1)]);
+    assert_eq!(sent, [(2, 1), (4, 1), (5, 1)]);
 }
 
 #[test]
@@ -861,7 +876,7 @@ fn a_create_of_before_the_boot_is_not_sent_again_though_our_clock_slept_or_ran_s
         let mut master = Master::new(1);
         master.tells(node(), 0, 0, vec![]);
         master.submit(vec![spec(64)]).0.unwrap();
-        let cut = Said::Created { tasks: vec![(JobId(1), Attempt(1))], answer: Err("reset".into()) };
+        let cut = Said::Created { tasks: vec![(JobId(1), Attempt(1))], unheard: true, answer: Err("reset".into()) };
         master.says(0, cut);
         master.passes(minute - slept);
         master.now.wall += slept;
@@ -888,6 +903,22 @@ fn a_late_answer_to_the_roll_call_before_does_not_lose_what_was_taken_since() {
     assert_eq!(master.job(2).status, State::Assigned, "the first answer was given before it was taken");
     master.tells(node(), 2, 3, vec![said(2, 9, State::Running)]);
     assert_eq!(master.job(2).status, State::Running);
+}
+
+#[test]
+fn what_was_taken_between_two_roll_calls_and_lost_in_a_boot_is_not_waited_for() {
+    let mut master = running();
+    master.submit(vec![spec(64)]).0.unwrap();
+    let not_found = Err(Refusal::new(RefusalCode::NotFound, "no such task"));
+    master.says(0, Said::Killed { job: JobId(1), task: TaskId(8), answer: Ok(not_found) });
+    master.says(0, answer(2, 1, created(9)));
+    master.passes(Duration::from_secs(20));
+    let booted = || booted_anew(Duration::from_secs(10));
+    assert_eq!(polls(&master.says(0, Said::Free { answer: Ok(booted()) })), [(0, false)]);
+    master.tells(booted(), 0, 1003, vec![]);
+    for job in [1, 2] {
+        assert_eq!(master.job(job).reason().as_deref(), Some("node rebooted"));
+    }
 }
 
 #[test]
@@ -997,7 +1028,7 @@ impl PlayedNode {
                 let stale = boot != Some(self.says_of_itself().boot_id);
                 let answer = |task| if stale { refused(RefusalCode::Stale) } else { self.create(task) };
                 let answers = tasks.iter().map(answer).collect();
-                Said::Created { tasks: keys, answer: Ok(answers) }
+                Said::Created { tasks: keys, unheard: false, answer: Ok(answers) }
             }
             Order::Kill { job, task, .. } => {
                 let key = self.tasks.iter().find(|(_, known)| known.task_id == task).map(|(key, _)| *key);
@@ -1021,9 +1052,23 @@ fn cut(said: Said) -> Said {
     let cut = || "connection reset".to_owned();
     match said {
         Said::Events { after, .. } => Said::Events { after, answer: Err(cut()) },
-        Said::Created { tasks, .. } => Said::Created { tasks, answer: Err(cut()) },
+        Said::Created { tasks, .. } => Said::Created { tasks, unheard: true, answer: Err(cut()) },
         Said::Killed { job, task, .. } => Said::Killed { job, task, answer: Err(cut()) },
         Said::Free { .. } => Said::Free { answer: Err(cut()) },
+    }
+}
+
+/// What comes of an order that never reaches the node.
+fn unreached(order: Order) -> Said {
+    let unreached = || "no connection".to_owned();
+    match order {
+        Order::Poll { after, .. } => Said::Events { after, answer: Err(unreached()) },
+        Order::Create { tasks, .. } => {
+            let tasks = tasks.iter().map(|task| (task.job_id.unwrap(), task.attempt.unwrap())).collect();
+            Said::Created { tasks, unheard: false, answer: Err(unreached()) }
+        }
+        Order::Kill { job, task, .. } => Said::Killed { job, task, answer: Err(unreached()) },
+        Order::Ask { .. } => Said::Free { answer: Err(unreached()) },
     }
 }
 
@@ -1091,8 +1136,7 @@ fn play(seed: u64) {
             // The power goes: of what was on its way the node has taken some, and none is answered.
             9 if dice.below(4) == 0 => {
                 for order in orders.drain(..) {
-                    let said = played.carry_out(order);
-                    answers.push(cut(said));
+                    answers.push(if dice.below(3) == 0 { unreached(order) } else { cut(played.carry_out(order)) });
                 }
                 cut_off.extend(played.started.keys().map(|(job, _)| *job));
                 played.loses_power(dice.below(12) as u64);

@@ -129,6 +129,18 @@ pub enum ExchangeError {
     },
 }
 
+/// What has become of an exchange.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Which.
+    pub id: ExchangeId,
+    /// The answer.
+    pub answer: Result<ClientResponse, ExchangeError>,
+    /// Whether the request was sent and not answered, once at least: the server may have acted on it all the same. A
+    /// request whose kept connection turns out to have ended is sent again over a new one, so that may be so beside an answer.
+    pub unheard: bool,
+}
+
 /// One request on its way, wherever it is.
 #[derive(Debug)]
 struct Exchange {
@@ -137,6 +149,18 @@ struct Exchange {
     bytes: Vec<u8>,
     head_only: bool,
     deadline: Instant,
+    /// How often it was sent.
+    copies: u32,
+}
+
+impl Exchange {
+    fn answered(self, response: ClientResponse) -> Outcome {
+        Outcome { id: self.id, answer: Ok(response), unheard: self.copies > 1 }
+    }
+
+    fn failed(self, error: ExchangeError) -> Outcome {
+        Outcome { id: self.id, answer: Err(error), unheard: self.copies > 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -209,7 +233,7 @@ pub struct Client {
     place: HashMap<ExchangeId, Option<usize>>,
     /// Exchanges for which there is no connection yet.
     waiting: VecDeque<Exchange>,
-    outcomes: VecDeque<(ExchangeId, Result<ClientResponse, ExchangeError>)>,
+    outcomes: VecDeque<Outcome>,
     last: u64,
     scratch: Box<[u8]>,
 }
@@ -247,7 +271,7 @@ impl Client {
         let bytes = request.into_bytes(addr);
         self.by_deadline.insert((deadline, id));
         self.place.insert(id, None);
-        self.start(Exchange { id, addr, bytes, head_only, deadline }, now);
+        self.start(Exchange { id, addr, bytes, head_only, deadline, copies: 0 }, now);
         id
     }
 
@@ -272,8 +296,9 @@ impl Client {
     /// Gives up what has taken too long, and closes connections kept for too long.
     pub fn expire(&mut self, now: Instant) {
         while let Some((_, id)) = self.by_deadline.first().copied().filter(|(deadline, _)| *deadline <= now) {
-            if let Some(addr) = self.give_up(id) {
-                self.outcomes.push_back((id, Err(ExchangeError::TooLate { addr })));
+            if let Some(exchange) = self.give_up(id) {
+                let addr = exchange.addr;
+                self.outcomes.push_back(exchange.failed(ExchangeError::TooLate { addr }));
             }
         }
         while let Some(slot) = self.idle_until.take_due(now) {
@@ -283,7 +308,7 @@ impl Client {
     }
 
     /// The next exchange that has come to its end.
-    pub fn next_outcome(&mut self) -> Option<(ExchangeId, Result<ClientResponse, ExchangeError>)> {
+    pub fn next_outcome(&mut self) -> Option<Outcome> {
         self.outcomes.pop_front()
     }
 
@@ -318,7 +343,7 @@ impl Client {
             }
             Err(cause) => {
                 self.free.push_back(slot);
-                self.conclude(id, exchange.deadline, Err(ExchangeError::Connect { addr, cause }));
+                self.conclude(exchange.deadline, exchange.failed(ExchangeError::Connect { addr, cause }));
             }
         }
     }
@@ -380,7 +405,7 @@ impl Client {
             self.close(slot);
         }
         if let Some(exchange) = exchange {
-            self.conclude(exchange.id, exchange.deadline, Ok(response));
+            self.conclude(exchange.deadline, exchange.answered(response));
         }
     }
 
@@ -396,7 +421,7 @@ impl Client {
             Failure::Connect(cause) => ExchangeError::Connect { addr, cause },
             Failure::Framing(cause) => ExchangeError::Framing { addr, cause },
         };
-        self.conclude(exchange.id, exchange.deadline, Err(error));
+        self.conclude(exchange.deadline, exchange.failed(error));
     }
 
     /// Never on a kept connection: they all may be as stale as the one that failed.
@@ -407,14 +432,14 @@ impl Client {
         self.start(exchange, now);
     }
 
-    fn conclude(&mut self, id: ExchangeId, deadline: Instant, outcome: Result<ClientResponse, ExchangeError>) {
-        self.by_deadline.remove(&(deadline, id));
-        self.place.remove(&id);
-        self.outcomes.push_back((id, outcome));
+    fn conclude(&mut self, deadline: Instant, outcome: Outcome) {
+        self.by_deadline.remove(&(deadline, outcome.id));
+        self.place.remove(&outcome.id);
+        self.outcomes.push_back(outcome);
     }
 
-    /// Takes an exchange from wherever it is; gives whom it asked.
-    fn give_up(&mut self, id: ExchangeId) -> Option<SocketAddr> {
+    /// Takes an exchange from wherever it is.
+    fn give_up(&mut self, id: ExchangeId) -> Option<Exchange> {
         let exchange = match self.place.remove(&id)? {
             Some(slot) => self.close(slot)?.take_exchange()?,
             None => {
@@ -423,7 +448,7 @@ impl Client {
             }
         };
         self.by_deadline.remove(&(exchange.deadline, id));
-        Some(exchange.addr)
+        Some(exchange)
     }
 
     fn close(&mut self, slot: usize) -> Option<Link> {
@@ -456,6 +481,11 @@ impl Link {
 
     fn ask(&mut self, exchange: Exchange) {
         self.reused = true;
+        self.queue(exchange);
+    }
+
+    fn queue(&mut self, mut exchange: Exchange) {
+        exchange.copies += 1;
         self.output.push(&exchange.bytes);
         self.stage = Stage::Head(exchange);
     }
@@ -507,8 +537,7 @@ impl Link {
         }
         let _ = self.stream.set_nodelay(true);
         let exchange = self.take_exchange()?;
-        self.output.push(&exchange.bytes);
-        self.stage = Stage::Head(exchange);
+        self.queue(exchange);
         None
     }
 

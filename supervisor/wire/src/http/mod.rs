@@ -32,7 +32,7 @@ mod server;
 mod tests;
 
 pub use body::BodyDecoder;
-pub use client::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId};
+pub use client::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId, Outcome};
 pub use framing_error::FramingError;
 pub use head::{BodyLength, ResponseHead, read_response_head};
 pub use limits::Limits;

@@ -429,7 +429,7 @@ impl Asking {
         self.client.send(addr, request, now + within, now)
     }
 
-    fn outcome(&mut self) -> (ExchangeId, Result<ClientResponse, ExchangeError>) {
+    fn outcome(&mut self) -> Outcome {
         let give_up = Instant::now() + PATIENCE;
         let mut events = Events::with_capacity(16);
         loop {
@@ -448,9 +448,9 @@ impl Asking {
 
     fn ask(&mut self, addr: SocketAddr, request: ClientRequest) -> Result<ClientResponse, ExchangeError> {
         let id = self.send(addr, request, PATIENCE);
-        let (said, outcome) = self.outcome();
-        assert_eq!(said, id);
-        outcome
+        let outcome = self.outcome();
+        assert_eq!(outcome.id, id);
+        outcome.answer
     }
 }
 
@@ -478,8 +478,10 @@ fn a_kept_connection_that_its_server_closed_is_replaced() {
     asking.ask(addr, ClientRequest::get("/x")).unwrap();
     drop(first);
     // Nobody listens now, and the kept connection is dead: the error is the new connection's.
-    let error = asking.ask(addr, ClientRequest::get("/x")).unwrap_err();
-    assert!(matches!(error, ExchangeError::Connect { .. }), "{error}");
+    asking.send(addr, ClientRequest::get("/x"), PATIENCE);
+    let Outcome { answer, unheard, .. } = asking.outcome();
+    assert!(matches!(answer, Err(ExchangeError::Connect { .. })), "{answer:?}");
+    assert!(unheard, "the server may have read it before it closed");
     assert_eq!(asking.client.next_deadline(), None);
 }
 
@@ -490,8 +492,9 @@ fn more_exchanges_than_connections_wait_their_turn() {
     let mut sent: Vec<_> =
         (0..50).map(|n| asking.send(served.addr, ClientRequest::get(format!("/{n}")), PATIENCE)).collect();
     while !sent.is_empty() {
-        let (id, outcome) = asking.outcome();
-        outcome.unwrap();
+        let Outcome { id, answer, unheard } = asking.outcome();
+        answer.unwrap();
+        assert!(!unheard);
         sent.retain(|other| *other != id);
     }
 }
@@ -503,9 +506,9 @@ fn an_exchange_has_one_outcome_by_its_deadline_and_none_once_cancelled() {
     let cancelled = asking.send(served.addr, ClientRequest::get("/park"), PATIENCE);
     asking.client.cancel(cancelled);
     let late = asking.send(served.addr, ClientRequest::get("/park"), Duration::from_millis(50));
-    let (id, outcome) = asking.outcome();
-    assert_eq!(id, late);
-    assert!(matches!(outcome, Err(ExchangeError::TooLate { .. })));
+    let Outcome { id, answer, unheard } = asking.outcome();
+    assert_eq!((id, unheard), (late, true));
+    assert!(matches!(answer, Err(ExchangeError::TooLate { .. })));
     wait_until(&served, "/parked", "0");
     assert_eq!(asking.client.next_deadline(), None);
 }
@@ -513,6 +516,10 @@ fn an_exchange_has_one_outcome_by_its_deadline_and_none_once_cancelled() {
 #[test]
 fn a_server_that_refuses_connections_is_told_in_words() {
     let addr = Served::start(Limits::default()).addr;
-    let error = Asking::new(1).ask(addr, ClientRequest::get("/")).unwrap_err();
+    let mut asking = Asking::new(1);
+    asking.send(addr, ClientRequest::get("/"), PATIENCE);
+    let Outcome { answer, unheard, .. } = asking.outcome();
+    assert!(!unheard, "nobody was there to be told");
+    let error = answer.unwrap_err();
     assert!(error.to_string().starts_with(&format!("connect to {addr}: Connection refused")), "{error}");
 }
