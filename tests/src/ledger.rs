@@ -161,7 +161,9 @@ fn judge_one(entry: &Entry, job: &Job, runs: usize, verdict: &mut Verdict) {
     if runs > 1 {
         verdict.doubled.push(format!("{said} ran {runs} times and ended as {outcome}"));
     }
-    if runs == 0 && own {
+    // Its time counts from its start, and on a busy machine it can be up before the first word.
+    let had_no_time = entry.kind == Kind::TimesOut && job.started_at.is_some();
+    if runs == 0 && own && !had_no_time {
         verdict.lost.push(format!("{said} ended as {outcome} and never ran"));
     }
 }
@@ -226,6 +228,10 @@ mod tests {
         assert_eq!(verdict(Kind::Stays, true, &killed, 0), (0, 0));
         assert_eq!(verdict(Kind::Stays, false, &killed, 1), (1, 0));
         assert_eq!(verdict(Kind::Finishes(0), true, &finished, 1), (0, 0));
+        let mut out_of_time = job(7, "a", "Timeout", None);
+        assert_eq!(verdict(Kind::TimesOut, false, std::slice::from_ref(&out_of_time), 0), (1, 0), "it never began");
+        out_of_time.started_at = Some("2026-01-01T00:00:00Z".into());
+        assert_eq!(verdict(Kind::TimesOut, false, &[out_of_time], 0), (0, 0));
     }
 
     #[test]
