@@ -80,6 +80,11 @@ impl Job {
         }
     }
 
+    /// Whether its node took its attempt, and has said as which task.
+    pub fn is_numbered(&self) -> bool {
+        self.placed.is_some_and(|placed| placed.task.is_some())
+    }
+
     /// Whether its attempt is on a node that will not tell of it.
     pub fn is_abandoned(&self) -> bool {
         self.lease.is_some_and(|lease| lease.abandoned)

@@ -364,7 +364,7 @@ impl Owner {
         for KeptNode { id, instance, boot, acknowledged } in self.store.nodes()? {
             if let Some(member) = self.members.get_mut(&id) {
                 member.follow(instance, acknowledged);
-                boot.into_iter().for_each(|boot| member.follow_boot(boot));
+                member.remember_boot(boot);
             }
         }
         for Kept { job, kill_asked } in self.store.active()? {
@@ -472,11 +472,10 @@ impl Owner {
     fn points(&self) -> Vec<(Point, Point)> {
         let turn = &self.turn;
         let changed = || turn.changed.iter().filter_map(|id| self.active.get(id));
-        let numbered = |active: &Active| active.job.placed.is_some_and(|placed| placed.task.is_some());
         let points = [
             (!turn.added.is_empty(), (Point::SubmittedUncommitted, Point::SubmittedCommitted)),
             (!turn.to_create.is_empty(), (Point::PlacedUncommitted, Point::PlacedCommitted)),
-            (changed().any(numbered), (Point::RunningUncommitted, Point::RunningCommitted)),
+            (changed().any(|active| active.job.is_numbered()), (Point::RunningUncommitted, Point::RunningCommitted)),
             (changed().any(|active| active.kill_asked), (Point::KillUncommitted, Point::KillCommitted)),
             (turn.lost, (Point::LostUncommitted, Point::LostCommitted)),
             (!turn.ended.is_empty(), (Point::EndedUncommitted, Point::EndedCommitted)),

@@ -165,7 +165,7 @@ fn change_of_pending(job: &Job, news: News<'_>, now: Timestamp) -> Option<Change
 
 fn change_of_assigned(job: &Job, given: Given, news: News<'_>) -> Option<Change> {
     let Given { kill_asked, now, .. } = given;
-    let numbered = job.placed.is_some_and(|placed| placed.task.is_some());
+    let numbered = job.is_numbered();
     match news {
         News::KillAsked => (!kill_asked).then_some(Change::Dying),
         News::Accepted(attempt, task) => (attempt == job.attempt && !numbered).then_some(Change::Numbered { task }),

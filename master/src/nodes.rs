@@ -180,16 +180,25 @@ impl Member {
         self.boot.as_ref()
     }
 
-    /// In this boot all of its tasks were asked for.
-    pub fn follow_boot(&mut self, boot: BootId) {
-        self.boot = Some(boot);
+    /// The boot that it last spoke of.
+    pub fn spoken_boot(&self) -> Option<&BootId> {
+        self.resource.as_ref().map(|said| &said.boot_id)
+    }
+
+    /// In the boot that it last spoke of all of its tasks were asked for.
+    pub fn follow_boot(&mut self) {
+        self.boot = self.spoken_boot().cloned();
+    }
+
+    /// What is kept of that.
+    pub fn remember_boot(&mut self, boot: Option<BootId>) {
+        self.boot = boot;
     }
 
     /// Whether its machine was booted, by what it last said, since all of its tasks were asked for. A power cut may have
     /// taken tasks out of its memory, and no event tells of those.
     pub fn is_booted_anew(&self) -> bool {
-        let boot = self.resource.as_ref().map(|said| &said.boot_id);
-        self.boot.as_ref().zip(boot).is_some_and(|(known, boot)| known != boot)
+        self.boot.as_ref().zip(self.spoken_boot()).is_some_and(|(known, boot)| known != boot)
     }
 
     /// Whether `instance` is the node our tasks are on.
@@ -235,7 +244,7 @@ impl Member {
     /// The answer to one that was called before may be on its way to us, and is not told from this one's. It must hold what
     /// had a number by then, and no more.
     pub fn call_the_roll(&mut self, mut numbered: BTreeSet<JobId>, mut unnumbered: BTreeSet<JobId>) {
-        let boot = self.resource.as_ref().map(|said| said.boot_id.clone());
+        let boot = self.spoken_boot().cloned();
         if let Some(before) = &self.roll_call {
             unnumbered.extend(numbered.extract_if(.., |job| !before.numbered.contains(job)));
         }
@@ -244,8 +253,7 @@ impl Member {
 
     /// Whether the roll call that was not answered yet was ordered in the boot it last spoke of.
     pub fn rolls_in_this_boot(&self) -> bool {
-        let boot = self.resource.as_ref().map(|said| &said.boot_id);
-        self.roll_call.as_ref().is_some_and(|roll| roll.boot.as_ref() == boot)
+        self.roll_call.as_ref().is_some_and(|roll| roll.boot.as_ref() == self.spoken_boot())
     }
 
     /// Whether a roll call has not been answered yet.

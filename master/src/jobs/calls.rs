@@ -69,28 +69,24 @@ impl Owner {
         } else {
             Duration::ZERO
         };
-        let heard = member.stamp().filter(|_| self.place.is_fresh()).cloned();
-        member.polled(wait > Duration::ZERO);
-        self.turn.orders.push(Order::Poll { node, after, heard, wait, delay, jobs: self.last_id() });
+        self.push_poll(node, after, wait, delay);
     }
 
     pub(super) fn order_roll_call(&mut self, node: NodeId, delay: Duration) {
         let Some(member) = self.members.get_mut(&node) else { return };
-        let is_numbered = |job: &Job| job.placed.is_some_and(|placed| placed.task.is_some());
         let jobs = member.jobs().filter_map(|id| self.active.get(&id)).map(|active| &active.job);
         let (numbered, unnumbered): (Vec<_>, Vec<_>) =
-            jobs.filter(|job| !job.is_abandoned()).partition(|job| is_numbered(job));
+            jobs.filter(|job| !job.is_abandoned()).partition(|job| job.is_numbered());
         let ids = |jobs: Vec<&Job>| jobs.into_iter().map(|job| job.id).collect();
         member.call_the_roll(ids(numbered), ids(unnumbered));
-        member.polled(false);
-        self.turn.orders.push(Order::Poll {
-            node,
-            after: EventNumber(0),
-            heard: member.stamp().filter(|_| self.place.is_fresh()).cloned(),
-            wait: Duration::ZERO,
-            delay,
-            jobs: self.last_id(),
-        });
+        self.push_poll(node, EventNumber(0), Duration::ZERO, delay);
+    }
+
+    fn push_poll(&mut self, node: NodeId, after: EventNumber, wait: Duration, delay: Duration) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        let heard = member.stamp().filter(|_| self.place.is_fresh()).cloned();
+        member.polled(wait > Duration::ZERO);
+        self.turn.orders.push(Order::Poll { node, after, heard, wait, delay, jobs: self.last_id() });
     }
 
     /// The highest number that was ever given out.

@@ -177,8 +177,7 @@ impl Owner {
         let may_have_begun = |id: &JobId| {
             let Some(active) = self.active.get(id) else { return false };
             let Some(placed_at) = active.placed_at else { return true };
-            let taken = active.job.placed.is_some_and(|placed| placed.task.is_some());
-            (taken || active.unheard)
+            (active.job.is_numbered() || active.unheard)
                 && self.members.get(&node).is_none_or(|member| member.may_have_booted_since(placed_at))
         };
         let begun: Vec<JobId> = missing.unnumbered.iter().copied().filter(may_have_begun).collect();
@@ -216,9 +215,8 @@ impl Owner {
     /// All that it has was heard, if it was asked for that in this boot of its machine.
     fn follow_boot(&mut self, node: NodeId) {
         let Some(member) = self.members.get_mut(&node) else { return };
-        let boot = member.resource().map(|said| said.boot_id.clone()).filter(|boot| member.boot() != Some(boot));
-        if let Some(boot) = boot {
-            member.follow_boot(boot);
+        if member.spoken_boot() != member.boot() {
+            member.follow_boot();
             self.turn.followed.insert(node);
         }
     }
