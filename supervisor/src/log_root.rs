@@ -107,29 +107,29 @@ impl LogRoot {
 
     /// What a task waits for that is not launched, where it is known that it must wait.
     pub fn holds_up(&self) -> Option<String> {
-        match (self.rule, &self.known) {
-            (Some(NoShare::Wait), Known::Away { cause, since, .. }) => {
-                let (share, since) = (self.share.display(), since.strftime("%F %T UTC"));
-                Some(format!(
-                    "it waits for the share {share}, which {cause} (away since {since}), and is launched as soon as that can be \
-                     written; hint: see to its mount and its servers, or start the node with --no-share local"
-                ))
-            }
-            (Some(NoShare::Wait), Known::Untold | Known::There { .. }) | (Some(NoShare::Local) | None, _) => None,
-        }
+        let share = self.away().filter(|_| self.rule == Some(NoShare::Wait))?;
+        Some(format!(
+            "it waits for {share}, and is launched as soon as that can be written; hint: see to its mount and its servers, or \
+             start the node with --no-share local"
+        ))
     }
 
     /// What becomes of the output of a task that runs and has its logs on the share, while that is known to be away.
     pub fn cuts_off(&self) -> Option<String> {
-        match (self.rule, &self.known) {
-            (Some(_), Known::Away { cause, since, .. }) => {
+        let share = self.away().filter(|_| self.rule.is_some())?;
+        Some(format!(
+            "it runs, and what it writes may be lost: its logs are on {share}; hint: see to its mount and its servers"
+        ))
+    }
+
+    /// The share, and why and since when it is away, if that is known.
+    fn away(&self) -> Option<String> {
+        match &self.known {
+            Known::Away { cause, since, .. } => {
                 let (share, since) = (self.share.display(), since.strftime("%F %T UTC"));
-                Some(format!(
-                    "it runs, and what it writes may be lost: its logs are on the share {share}, which {cause} (away since \
-                     {since}); hint: see to its mount and its servers"
-                ))
+                Some(format!("the share {share}, which {cause} (away since {since})"))
             }
-            (Some(_), Known::Untold | Known::There { .. }) | (None, _) => None,
+            Known::Untold | Known::There { .. } => None,
         }
     }
 
@@ -165,15 +165,16 @@ impl LogRoot {
 
     /// When something is to be done.
     pub fn next_deadline(&self, wanted: Wanted, now: Instant) -> Option<Instant> {
-        self.messenger.gives_up().or_else(|| self.due(wanted, now))
+        // Where a launch wants to know there is something to do at once, mounted or not: the launch, or the question.
+        self.messenger.gives_up().or_else(|| self.due(wanted, now, || false))
     }
 
     /// When to ask, while nobody does.
-    fn due(&self, wanted: Wanted, now: Instant) -> Option<Instant> {
+    fn due(&self, wanted: Wanted, now: Instant, is_mounted: impl FnOnce() -> bool) -> Option<Instant> {
         match (self.rule, wanted, &self.known) {
             (None, _, _) | (_, Wanted::Nobody, _) => None,
             (_, _, Known::Untold) => Some(now),
-            (_, Wanted::Launching, Known::There { until }) if is_mounted(&self.share) => Some(*until),
+            (_, Wanted::Launching, Known::There { until }) if is_mounted() => Some(*until),
             (_, Wanted::Launching, Known::There { .. }) => Some(now),
             (_, Wanted::Watching, Known::There { until }) => Some(*until + WATCH),
             (_, _, Known::Away { ask_again, .. }) => Some(*ask_again),
@@ -188,7 +189,8 @@ impl LogRoot {
         if wanted == Wanted::Nobody {
             self.nobody_asks();
         }
-        if self.messenger.gives_up().is_some() || self.due(wanted, now.instant).is_none_or(|due| now.instant < due) {
+        let due = || self.due(wanted, now.instant, || is_mounted(&self.share));
+        if self.messenger.gives_up().is_some() || due().is_none_or(|due| now.instant < due) {
             return;
         }
         if !self.messenger.can_go() {

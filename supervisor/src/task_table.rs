@@ -487,12 +487,7 @@ impl TaskTable {
         let waiting = |id: &TaskId| self.living.get(id).is_some_and(Living::waits_for_launch);
         self.to_launch.retain(waiting);
         let is_news = |id: &TaskId| self.living.get(id).is_some_and(|living| living.told.stuck.as_deref() != why);
-        for id in Vec::from_iter(self.to_launch.iter().copied().filter(is_news)) {
-            if !self.tell_stuck(id, why) {
-                // The journal will not take the others either.
-                break;
-            }
-        }
+        self.tell_all_stuck(Vec::from_iter(self.to_launch.iter().copied().filter(is_news)), why);
         let mut waiting = self.to_launch.iter().filter_map(|id| self.living.get(id));
         self.held_up = waiting.any(|living| living.told.stuck.is_some());
     }
@@ -505,14 +500,17 @@ impl TaskTable {
         }
         let runs = |living: &Living| matches!(living.task.phase, Phase::Running { .. });
         let running = self.living.iter().filter(|(_, living)| runs(living) && living.told.stuck.as_deref() != why);
-        let changed: Vec<TaskId> = running.map(|(id, _)| *id).filter(|id| is_on_share(*id)).collect();
-        for id in changed {
+        self.tell_all_stuck(running.map(|(id, _)| *id).filter(|id| is_on_share(*id)).collect(), why);
+        self.cut_off = self.living.values().any(|living| runs(living) && living.told.stuck.is_some());
+    }
+
+    /// What the journal does not take of one it will not take of the others either.
+    fn tell_all_stuck(&mut self, news: Vec<TaskId>, why: Option<&str>) {
+        for id in news {
             if !self.tell_stuck(id, why) {
-                // The journal will not take the others either.
                 break;
             }
         }
-        self.cut_off = self.living.values().any(|living| runs(living) && living.told.stuck.is_some());
     }
 
     /// True: that is news, and was told.
