@@ -2,6 +2,7 @@
 //! whole record and says so. It is never silently empty.
 
 use std::fs;
+use std::path::PathBuf;
 
 use tests::cluster::Plan;
 use tests::job::job;
@@ -14,13 +15,18 @@ fn assert_refused(tried: Result<(), String>, words: &[&str]) {
     assert!(words.iter().all(|word| said.contains(word)) && !said.contains("panicked"), "{words:?} in {said}");
 }
 
+/// A journal with one task in it that has ended, and no supervisor.
+fn journal_left_behind(node: &mut Node) -> (u64, PathBuf) {
+    let task = node.create(&job("true"));
+    node.wait_final(task);
+    node.kill_supervisor();
+    (task, node.state_dir().join("journal"))
+}
+
 #[test]
 fn a_damaged_journal_is_refused_by_its_line_and_a_torn_end_is_cut_off() {
     Node::alone(|node| {
-        let task = node.create(&job("true"));
-        node.wait_final(task);
-        node.kill_supervisor();
-        let path = node.state_dir().join("journal");
+        let (task, path) = journal_left_behind(node);
         let whole = fs::read(&path).expect("the journal");
         let middle = whole.iter().position(|byte| *byte == b'\n').expect("a line") + 5;
         let mut garbage = whole.clone();
@@ -41,10 +47,7 @@ fn a_damaged_journal_is_refused_by_its_line_and_a_torn_end_is_cut_off() {
 #[test]
 fn what_a_newer_version_wrote_into_the_journal_is_skipped_and_counted_and_its_tasks_are_known() {
     Node::alone(|node| {
-        let task = node.create(&job("true"));
-        node.wait_final(task);
-        node.kill_supervisor();
-        let path = node.state_dir().join("journal");
+        let (task, path) = journal_left_behind(node);
         let newer = format!("{{\"record\":\"ofANewerVersion\",\"task\":{task},\"x\":[1]}}\n").repeat(2);
         let whole = fs::read_to_string(&path).expect("the journal");
         fs::write(&path, [whole, newer].concat()).expect("add to the journal");
