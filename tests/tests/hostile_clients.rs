@@ -19,6 +19,10 @@ use tests::wait::{until, until_true};
 /// More resident memory than this an attack must not win, whatever it sends.
 const FLAT_KIB: u64 = 16 * 1024;
 
+/// More than this in bytes no attack may send before it is hung up on: the largest body in the smallest chunks, what a refused
+/// peer may still send, and what the kernel keeps for both.
+const MOST_TAKEN: usize = 128 << 20;
+
 /// A daemon under attack.
 struct Victim {
     addr: SocketAddr,
@@ -78,8 +82,8 @@ fn victims(cluster: &mut Cluster) -> [Victim; 2] {
     ]
 }
 
-/// Sends `piece` again and again until the server hangs up, however it answered before. A refused peer
-/// may be read from for a moment, so that it sees the refusal; what it sends then must cost nothing.
+/// Sends `piece` again and again until the server hangs up, however it answered before; others are answered meanwhile. A
+/// refused peer may be read from for a moment, so that it sees the refusal; what it sends then must cost nothing.
 #[track_caller]
 fn flood_until_cut_off(victim: &Victim, start: &[u8], piece: &[u8]) {
     let mut connection = victim.connect();
@@ -95,6 +99,8 @@ fn flood_until_cut_off(victim: &Victim, start: &[u8], piece: &[u8]) {
                     Err(_) => return Ok(()),
                 }
             }
+            assert!(sent < MOST_TAKEN, "{} took {sent} bytes and did not hang up", victim.addr);
+            victim.answers();
             Err(sent)
         },
     );

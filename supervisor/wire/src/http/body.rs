@@ -3,8 +3,9 @@
 use super::framing_error::FramingError;
 use super::head::BodyLength;
 
-/// A chunk's size line with its extensions, or the whole trailer, in bytes.
-const LINE_BYTES: usize = 4 << 10;
+/// All chunk extensions of a body together, or its whole trailer, in bytes: they are read over, and must not be worth
+/// the reading to who wants us busy.
+const BESIDE_BYTES: usize = 4 << 10;
 
 /// Takes a body's bytes as they come and finds its end. Chunk extensions and trailers are read over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub struct BodyDecoder {
     stage: Stage,
     /// Body bytes still allowed.
     room: u64,
+    /// Bytes of chunk extensions still allowed.
+    extension_room: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +22,7 @@ enum Stage {
     /// So many bytes of a counted body are to come.
     Counted(u64),
     /// In a chunk's size line.
-    Size { size: u64, digits: u8, extension: bool, line: usize, cr: bool },
+    Size { size: u64, digits: u8, extension: bool, cr: bool },
     /// So many bytes of a chunk are to come.
     Chunk(u64),
     /// The CR LF behind a chunk; whether the CR was seen.
@@ -32,7 +35,7 @@ enum Stage {
     Done,
 }
 
-const SIZE: Stage = Stage::Size { size: 0, digits: 0, extension: false, line: 0, cr: false };
+const SIZE: Stage = Stage::Size { size: 0, digits: 0, extension: false, cr: false };
 
 impl BodyDecoder {
     /// A body of that length, of which at most `limit` bytes are taken.
@@ -43,7 +46,7 @@ impl BodyDecoder {
             BodyLength::Chunked => SIZE,
             BodyLength::UntilClose => Stage::UntilClose,
         };
-        BodyDecoder { stage, room: limit }
+        BodyDecoder { stage, room: limit, extension_room: BESIDE_BYTES }
     }
 
     /// Whether the body's end was seen.
@@ -110,25 +113,24 @@ impl BodyDecoder {
     fn step(&mut self, byte: u8) -> Result<(), FramingError> {
         self.stage = match (self.stage, byte) {
             (Stage::Size { size, digits, cr: true, .. }, b'\n') if digits > 0 => self.sized(size)?,
-            (Stage::Size { size, digits, extension, line, cr: false }, byte) if line < LINE_BYTES => {
-                let line = line + 1;
-                match (byte, hex(byte)) {
-                    (b'\r', _) => Stage::Size { size, digits, extension, line, cr: true },
-                    (b';', _) if digits > 0 => Stage::Size { size, digits, extension: true, line, cr: false },
-                    (b'\n' | b'\0', _) => return Err(FramingError::Chunk),
-                    (_, _) if extension => Stage::Size { size, digits, extension, line, cr: false },
-                    (_, Some(digit)) if digits < 15 => {
-                        Stage::Size { size: size * 16 + digit, digits: digits + 1, extension, line, cr: false }
-                    }
-                    _ => return Err(FramingError::Chunk),
+            (Stage::Size { size, digits, extension, cr: false }, byte) => match (byte, hex(byte)) {
+                (b'\r', _) => Stage::Size { size, digits, extension, cr: true },
+                (b'\n' | b'\0', _) => return Err(FramingError::Chunk),
+                (_, _) if extension || (byte == b';' && digits > 0) => {
+                    self.extension_room = self.extension_room.checked_sub(1).ok_or(FramingError::Chunk)?;
+                    Stage::Size { size, digits, extension: true, cr: false }
                 }
-            }
+                (_, Some(digit)) if digits < 15 => {
+                    Stage::Size { size: size * 16 + digit, digits: digits + 1, extension, cr: false }
+                }
+                _ => return Err(FramingError::Chunk),
+            },
             (Stage::ChunkEnd { cr: false }, b'\r') => Stage::ChunkEnd { cr: true },
             (Stage::ChunkEnd { cr: true }, b'\n') => SIZE,
             (Stage::Trailer { line: 0, cr: true, .. }, b'\n') => Stage::Done,
             (Stage::Trailer { total, cr: true, .. }, b'\n') => Stage::Trailer { line: 0, total, cr: false },
             (Stage::Trailer { line, total, cr: false }, b'\r') => Stage::Trailer { line, total, cr: true },
-            (Stage::Trailer { line, total, cr: false }, byte) if total < LINE_BYTES && byte != b'\n' => {
+            (Stage::Trailer { line, total, cr: false }, byte) if total < BESIDE_BYTES && byte != b'\n' => {
                 Stage::Trailer { line: line + 1, total: total + 1, cr: false }
             }
             _ => return Err(FramingError::Chunk),
@@ -201,9 +203,17 @@ mod tests {
         ] {
             assert_eq!(decode(BodyLength::Chunked, 10, &[wrong]), Err(FramingError::Chunk), "{wrong:?}");
         }
-        let endless = [b'x'; LINE_BYTES + 1];
+        let endless = [b'x'; BESIDE_BYTES + 1];
         assert_eq!(decode(BodyLength::Chunked, 10, &[b"1;", &endless]), Err(FramingError::Chunk));
         assert_eq!(decode(BodyLength::Chunked, 10, &[b"0\r\n", &endless]), Err(FramingError::Chunk));
+    }
+
+    #[test]
+    fn extensions_of_many_chunks_are_bounded_together() {
+        let chunk = format!("1;{}\r\na\r\n", "x".repeat(BESIDE_BYTES / 4));
+        let chunks = |count: usize| decode(BodyLength::Chunked, 10, &[chunk.repeat(count).as_bytes()]);
+        assert_eq!(chunks(3).map(|(body, ..)| body), Ok(b"aaa".to_vec()));
+        assert_eq!(chunks(4), Err(FramingError::Chunk));
     }
 
     #[test]

@@ -25,6 +25,9 @@ use super::output::Output;
 /// One read from a socket takes at most this much.
 const SCRATCH_BYTES: usize = 32 << 10;
 
+/// Interim answers (1xx) in front of one answer; more are no answer.
+const INTERIM_ANSWERS: u32 = 16;
+
 /// One request and its answer, for as long as the client lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExchangeId(u64);
@@ -179,8 +182,11 @@ struct Link {
 #[derive(Debug)]
 enum Stage {
     Connecting(Exchange),
-    /// Sent, or being sent; the head is still to come.
-    Head(Exchange),
+    /// Sent, or being sent; the head is still to come, behind so many interim answers.
+    Head {
+        exchange: Exchange,
+        interim: u32,
+    },
     Body {
         exchange: Exchange,
         head: ResponseHead,
@@ -487,12 +493,12 @@ impl Link {
     fn queue(&mut self, mut exchange: Exchange) {
         exchange.copies += 1;
         self.output.push(&exchange.bytes);
-        self.stage = Stage::Head(exchange);
+        self.stage = Stage::Head { exchange, interim: 0 };
     }
 
     fn take_exchange(&mut self) -> Option<Exchange> {
         match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Connecting(exchange) | Stage::Head(exchange) | Stage::Body { exchange, .. } => Some(exchange),
+            Stage::Connecting(exchange) | Stage::Head { exchange, .. } | Stage::Body { exchange, .. } => Some(exchange),
             Stage::Idle => None,
         }
     }
@@ -543,14 +549,17 @@ impl Link {
 
     fn understand(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<(ClientResponse, Fate)>, FramingError> {
         self.input.extend_from_slice(bytes);
-        while let Stage::Head(exchange) = &self.stage {
+        while let Stage::Head { exchange, interim } = &mut self.stage {
             let Some((head, length)) = read_response_head(&self.input, exchange.head_only, limits)? else {
                 return Ok(None);
             };
             self.input.drain(..length);
-            if head.status >= 200
-                && let Some(exchange) = self.take_exchange()
-            {
+            if head.status < 200 {
+                *interim += 1;
+                if *interim > INTERIM_ANSWERS {
+                    return Err(FramingError::HeadTooLarge);
+                }
+            } else if let Some(exchange) = self.take_exchange() {
                 let decoder = BodyDecoder::new(head.body, limits.body_bytes as u64);
                 self.stage = Stage::Body { exchange, head, decoder, body: Vec::new() };
             }
@@ -579,8 +588,10 @@ impl Link {
         let cause = self.write_broken.take().or(error).unwrap_or_else(|| ErrorKind::UnexpectedEof.into());
         match &mut self.stage {
             Stage::Idle => Progress::Over,
-            Stage::Head(_) if self.reused && self.input.is_empty() => Progress::Failed(Failure::Stale(cause)),
-            Stage::Connecting(_) | Stage::Head(_) => Progress::Failed(Failure::Broken(cause)),
+            Stage::Head { interim: 0, .. } if self.reused && self.input.is_empty() => {
+                Progress::Failed(Failure::Stale(cause))
+            }
+            Stage::Connecting(_) | Stage::Head { .. } => Progress::Failed(Failure::Broken(cause)),
             Stage::Body { decoder, .. } => match decoder.end() {
                 Ok(()) => match self.whole() {
                     Some((response, _)) => Progress::Answered(response, Fate::Close),

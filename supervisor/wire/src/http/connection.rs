@@ -29,6 +29,10 @@ use super::limits::Limits;
 use super::message::{Query, Request, Response, StreamHead, write_header, write_status_line};
 use super::output::Output;
 
+/// About how much is read from one connection in one turn: one that always has more must not keep the others, or its own
+/// deadline, waiting.
+pub(super) const TURN_BYTES: usize = 128 << 10;
+
 /// How much a refused peer may still send before it is cut off.
 const LINGER_BYTES: usize = 16 << 20;
 
@@ -40,9 +44,9 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 pub(super) enum Progress {
     /// It waits for its peer, its owner or its deadline.
     Waiting,
-    /// An answer is written and another request may have come already: it is looked for at the
-    /// owner's next turn, so that a client that pipelines without end cannot keep the others waiting.
-    Answered,
+    /// It had its share of this turn and there may be more: an answer is written and another request may have come already,
+    /// or much was read. It goes on at the owner's next turn, so that a client that sends without end cannot keep the others waiting.
+    NextTurn,
     /// A whole request has come; the connection is `Asked`.
     Complete(Request),
     /// The socket is done with.
@@ -68,9 +72,11 @@ pub(super) struct Connection {
 
 #[derive(Debug)]
 enum Stage {
+    /// `blank`: bytes of empty lines so far.
     Idle {
         until: Instant,
         served: bool,
+        blank: usize,
     },
     /// `parsed`: how much of the input was looked at already, in vain.
     Head {
@@ -123,7 +129,7 @@ impl Connection {
         Connection {
             stream,
             peer,
-            stage: Stage::Idle { until: now + limits.idle, served: false },
+            stage: Stage::Idle { until: now + limits.idle, served: false, blank: 0 },
             input: Vec::new(),
             output: Output::default(),
             readable: true,
@@ -178,7 +184,7 @@ impl Connection {
     /// may still be on its way.
     pub(super) fn is_evictable(&self, limits: &Limits, now: Instant) -> bool {
         match self.stage {
-            Stage::Idle { until, served } => served || until + FIRST_REQUEST < now + limits.idle,
+            Stage::Idle { until, served, .. } => served || until + FIRST_REQUEST < now + limits.idle,
             _ => false,
         }
     }
@@ -198,8 +204,9 @@ impl Connection {
         self.end_ahead |= end;
     }
 
-    /// Reads and writes as far as it goes.
+    /// Reads and writes as far as it goes in one turn.
     pub(super) fn drive(&mut self, limits: &Limits, scratch: &mut [u8], now: Instant) -> Progress {
+        let mut left = TURN_BYTES;
         loop {
             let step = match &self.stage {
                 Stage::Idle { .. } | Stage::Head { .. } | Stage::Body { .. } => self.receive(limits, scratch, now),
@@ -209,6 +216,8 @@ impl Connection {
             };
             match step {
                 Step::Again => {}
+                Step::Read(count) if count >= left => return Progress::NextTurn,
+                Step::Read(count) => left -= count,
                 Step::Report(progress) => return progress,
             }
         }
@@ -377,7 +386,7 @@ impl Connection {
                 // A short read has emptied the socket (epoll(7)), unless the end waits behind it.
                 self.readable = count == window || self.end_ahead;
                 self.input.extend_from_slice(&scratch[..count]);
-                Step::Again
+                Step::Read(count)
             }
             Received::Nothing => {
                 self.readable = false;
@@ -394,10 +403,14 @@ impl Connection {
 
     /// Makes of the input what can be made of it.
     fn understand(&mut self, limits: &Limits, now: Instant) -> Result<Understood, FramingError> {
-        if self.is_idle() {
-            // Empty lines between requests are nothing (RFC 9112, section 2.2), and win no time.
-            let blank = self.input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-            self.consume(blank);
+        if let Stage::Idle { blank, .. } = &mut self.stage {
+            // Empty lines between requests are nothing (RFC 9112, section 2.2), win no time, and come to an end.
+            let more = self.input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            *blank += more;
+            if *blank > limits.line_bytes {
+                return Err(FramingError::LineTooLong);
+            }
+            self.consume(more);
             if !self.input.is_empty() {
                 self.stage = Stage::Head { until: now + limits.head_time, parsed: 0 };
             }
@@ -470,9 +483,9 @@ impl Connection {
             _ => return Step::Report(Progress::Waiting),
         };
         if keep_alive {
-            self.stage = Stage::Idle { until: now + limits.idle, served: true };
+            self.stage = Stage::Idle { until: now + limits.idle, served: true, blank: 0 };
             let more = self.readable || !self.input.is_empty();
-            return Step::Report(if more { Progress::Answered } else { Progress::Waiting });
+            return Step::Report(if more { Progress::NextTurn } else { Progress::Waiting });
         }
         if self.peer_finished || self.stream.shutdown(Shutdown::Write).is_err() {
             return Step::Report(Progress::Over);
@@ -488,7 +501,7 @@ impl Connection {
         match read(&mut self.stream, scratch) {
             Received::Bytes(count) if count < *left => {
                 *left -= count;
-                Step::Again
+                Step::Read(count)
             }
             Received::Nothing => Step::Report(Progress::Waiting),
             Received::Bytes(_) | Received::End | Received::Broken => Step::Report(Progress::Over),
@@ -537,6 +550,8 @@ fn write_connection(head: &mut String, reply: Reply) {
 
 enum Step {
     Again,
+    /// So many bytes were read, and more may be there.
+    Read(usize),
     Report(Progress),
 }
 

@@ -20,7 +20,7 @@ pub enum FramingError {
     /// Content-Length is not a number.
     #[error("Content-Length must be decimal digits")]
     LengthNotDigits,
-    /// A chunk's size or end is malformed, or the trailer is too long (RFC 9112, section 7.1).
+    /// A chunk's size or end is malformed, or its extensions or the trailer are too long (RFC 9112, section 7.1).
     #[error("the chunked body is malformed")]
     Chunk,
     /// The peer ended the connection inside a message.

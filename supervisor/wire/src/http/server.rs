@@ -1,6 +1,6 @@
 //! The serving side: one listener and its connections, driven by the owner of the `mio::Poll`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -64,8 +64,8 @@ pub struct Server {
     requests: VecDeque<(ConnectionId, Request)>,
     closed: VecDeque<ConnectionId>,
     drained: VecDeque<ConnectionId>,
-    /// Answered connections whose next request may be there already, and since when.
-    next_turn: Vec<ConnectionId>,
+    /// Connections that had their share of a turn and may have more to read, and since when.
+    next_turn: BTreeSet<ConnectionId>,
     next_turn_at: Option<Instant>,
     scratch: Box<[u8]>,
 }
@@ -103,7 +103,7 @@ impl Server {
             requests: VecDeque::new(),
             closed: VecDeque::new(),
             drained: VecDeque::new(),
-            next_turn: Vec::new(),
+            next_turn: BTreeSet::new(),
             next_turn_at: None,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
         })
@@ -340,8 +340,8 @@ impl Server {
         match progress {
             Progress::Over => return self.end(slot, now),
             Progress::Complete(request) => self.requests.push_back((id, request)),
-            Progress::Answered => {
-                self.next_turn.push(id);
+            Progress::NextTurn => {
+                self.next_turn.insert(id);
                 self.next_turn_at.get_or_insert(now);
             }
             Progress::Waiting => {}

@@ -257,6 +257,44 @@ fn a_client_that_waits_for_100_continue_gets_it_or_the_refusal() {
 }
 
 #[test]
+fn empty_lines_before_a_request_come_to_an_end() {
+    let served = Served::start(Limits::default());
+    let get = "GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert_eq!(status(&served.say(format!("{}{get}", "\r\n".repeat(4 << 10)))), "200");
+    assert_eq!(status(&served.say("\r\n".repeat((4 << 10) + 1))), "414");
+}
+
+#[test]
+fn of_one_that_has_sent_much_only_a_part_is_read_in_a_turn() {
+    let mut poll = Poll::new().unwrap();
+    let registry = poll.registry().try_clone().unwrap();
+    let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default(), registry, 1..100).unwrap();
+    let addr = server.local_addr().unwrap();
+    let connect = || {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    };
+    // As much as the kernel takes, before the server has read any of it.
+    let refused_while_sending = b"DELETE / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec();
+    let large_body = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000\r\n\r\n".to_vec();
+    for start in [refused_while_sending, large_body] {
+        let mut busy = connect();
+        let bytes = [start, vec![b'x'; 2_000_000]].concat();
+        let sent = busy.write(&bytes).unwrap();
+        assert!(sent > 2 * connection::TURN_BYTES, "the kernel takes {sent} bytes");
+        turn(&mut poll, &mut server);
+        assert!(server.next_deadline().unwrap() <= Instant::now(), "there is more to read at once");
+        let mut other = connect();
+        other.write_all(b"GET /y HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        turn(&mut poll, &mut server);
+        let (_, request) = server.next_request().expect("the other's request, while there is more of the first");
+        assert_eq!(request.path, "/y");
+        assert!(server.next_deadline().unwrap() <= Instant::now(), "there is still more to read at once");
+    }
+}
+
+#[test]
 fn slow_and_silent_clients_are_closed_by_their_deadlines() {
     let short = Duration::from_millis(100);
     let served = Served::start(Limits { idle: short, head_time: short, body_time: short, ..Limits::default() });
@@ -468,6 +506,26 @@ fn the_client_reuses_its_connection() {
         assert_eq!(text(&asking.ask(served.addr, ClientRequest::get("/stream")).unwrap()), "one two three");
     }
     assert_eq!(asking.client.kept_connections(), 1);
+}
+
+#[test]
+fn interim_answers_are_skipped_and_come_to_an_end() {
+    let say = |interim: usize| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1000]);
+            let interim = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(interim);
+            let _ = write!(stream, "{interim}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+            let _ = stream.read(&mut [0]);
+        });
+        let answer = Asking::new(1).ask(addr, ClientRequest::get("/"));
+        server.join().unwrap();
+        answer
+    };
+    assert_eq!(text(&say(16).unwrap()), "hi");
+    assert!(matches!(say(17), Err(ExchangeError::Framing { cause: FramingError::HeadTooLarge, .. })));
 }
 
 #[test]
