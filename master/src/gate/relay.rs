@@ -37,6 +37,8 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 pub(super) const SPARE_FILES: usize = 4;
 /// Reads from one lane before the others have their turn.
 const STEPS: usize = 16;
+/// How much of what was said to clients that stand is sent before the others have their turn.
+pub(super) const SAID_A_TURN: usize = 64;
 /// One read from a lane takes at most this much.
 const SCRATCH_BYTES: usize = 64 << 10;
 
@@ -58,6 +60,8 @@ pub(super) struct Relay {
     spare_files: Vec<File>,
     /// Lanes that had their share of a turn and may have more to move.
     unfinished: Vec<usize>,
+    /// There may be more that was said to clients that stand, and no event will tell of it.
+    unsaid: bool,
     scratch: Box<[u8]>,
 }
 
@@ -98,6 +102,7 @@ impl Relay {
             reconnect: Reconnect { at: None, backoff: RECONNECT.start },
             spare_files: Vec::new(),
             unfinished: Vec::new(),
+            unsaid: false,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
         }
     }
@@ -125,7 +130,7 @@ impl Relay {
     fn turn(&mut self, events: &mut Events, drained_by: Option<Instant>) -> io::Result<()> {
         let deadline = [self.next_deadline(), drained_by].into_iter().flatten().min();
         let wait = match deadline {
-            _ if !self.unfinished.is_empty() => Some(Duration::ZERO),
+            _ if self.unsaid || !self.unfinished.is_empty() => Some(Duration::ZERO),
             deadline => deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
         };
         match self.poll.poll(events, wait) {
@@ -276,9 +281,13 @@ impl Relay {
         }
     }
 
+    /// Taken before any of it is sent: what a room says to one that has become ready here is for the next turn. Fast readers
+    /// and a fast room would never come to an end.
     fn say_to_standing(&mut self, now: Instant) {
-        while let Some(said) = self.standing.next_said() {
-            match said {
+        let said = self.standing.said(SAID_A_TURN);
+        self.unsaid = said.len() == SAID_A_TURN;
+        for one in said {
+            match one {
                 Say::Piece(client, bytes, skipped) if self.standing.stands(client) => {
                     if self.server.stream(client, &bytes[skipped..], now) > 0 {
                         self.standing.ready(client);

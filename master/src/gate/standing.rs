@@ -125,8 +125,9 @@ impl Standing {
         self.clients.contains(&client)
     }
 
-    pub(super) fn next_said(&self) -> Option<Say> {
-        self.said.try_recv().ok()
+    /// What was said and is not sent yet, so much of it at most.
+    pub(super) fn said(&self, most: usize) -> Vec<Say> {
+        self.said.try_iter().take(most).collect()
     }
 
     /// All who stand.

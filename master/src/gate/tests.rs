@@ -75,6 +75,14 @@ struct Behind {
 
 impl Master {
     fn start(limits: Limits) -> Master {
+        let (tell, news) = channel();
+        let mut master = Master::start_with_room(limits, move |news| drop(tell.send(news)));
+        master.news = news;
+        master
+    }
+
+    /// The news goes to this room, and not to [`Master::news`].
+    fn start_with_room(limits: Limits, tell: impl FnMut(News) + Send + 'static) -> Master {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("berth-gate-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let state_dir = std::env::temp_dir().join(name);
@@ -88,9 +96,8 @@ impl Master {
             probed: AtomicUsize::new(0),
         });
         let workers = (0..WORKERS).map(|_| spawn_worker(&behind)).collect();
-        let (tell, news) = channel();
-        let gate = start("127.0.0.1:0".parse().unwrap(), path, limits, 0, move |news| drop(tell.send(news))).unwrap();
-        Master { addr: gate.local_addr(), gate: Some(gate), behind, news, workers, state_dir }
+        let gate = start("127.0.0.1:0".parse().unwrap(), path, limits, 0, tell).unwrap();
+        Master { addr: gate.local_addr(), gate: Some(gate), behind, news: channel().1, workers, state_dir }
     }
 
     fn connect(&self) -> TcpStream {

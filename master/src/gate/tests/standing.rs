@@ -1,6 +1,10 @@
 //! Clients whose answers stand.
 
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+
 use super::*;
+use crate::gate::relay::SAID_A_TURN;
 
 /// Reads until this text has come.
 fn read_until(stream: &mut TcpStream, text: &str) -> String {
@@ -141,4 +145,47 @@ fn a_gate_that_stops_cuts_answers_that_stand() {
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);
     assert!(rest.is_empty(), "no end of the body may be said");
+}
+
+#[test]
+fn a_room_that_has_more_to_say_at_once_keeps_nobody_waiting() {
+    /// The room falls silent when the test is over, however it ends: a gate that hears nothing else could not be stopped.
+    struct Silence(Arc<AtomicBool>);
+    impl Drop for Silence {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let voice: Arc<OnceLock<Voice>> = Arc::default();
+    let (silent, said): (Arc<AtomicBool>, Arc<AtomicUsize>) = Default::default();
+    let room = {
+        let (voice, silent, said) = (Arc::clone(&voice), Arc::clone(&silent), Arc::clone(&said));
+        move |news| {
+            if let (News::Came(client, _) | News::Ready(client), false) = (news, silent.load(Ordering::SeqCst)) {
+                said.fetch_add(1, Ordering::SeqCst);
+                // Nothing, so that there is always room for it.
+                voice.get().unwrap().say([Say::Piece(client, piece(""), 0)]);
+            }
+        }
+    };
+    let master = Master::start_with_room(Limits::default(), room);
+    let _silent_at_last = Silence(silent);
+    assert!(voice.set(master.gate.as_ref().unwrap().voice()).is_ok());
+    let mut standing: Vec<TcpStream> = (0..3).map(|_| master.connect()).collect();
+    standing.iter_mut().for_each(|stream| ask(stream, "/stand"));
+    wait_for(&said, 1000);
+    master.assert_others_are_answered();
+}
+
+#[test]
+fn however_much_is_said_at_once_all_of_it_is_sent() {
+    const PIECES: usize = 20 * SAID_A_TURN;
+    let master = Master::start(Limits::default());
+    // From here on nothing but what is said wakes the gate.
+    wait_for(&master.behind.probed, LANES);
+    let (mut stream, client) = master.stand();
+    let pieces = (0..PIECES).map(|_| Say::Piece(client, piece("x"), 0));
+    master.gate.as_ref().unwrap().voice().say(pieces.chain([Say::End(client)]));
+    let said = read_until(&mut stream, "0\r\n\r\n");
+    assert_eq!(said.matches("1\r\nx\r\n").count(), PIECES);
 }
