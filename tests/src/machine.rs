@@ -18,20 +18,36 @@ use crate::sandbox::Sandbox;
 use crate::wait::{eventually, until_none};
 
 /// Gives the machine what is its own, says so, and stays as long as its stdin is open. /etc and /var/lib show what this
-/// machine has, and take what is written to them for themselves.
+/// machine has, and take what is written to them for themselves. The other folders it is given lie where they lay, though
+/// that be in a folder which is the machine's own now: they are held open meanwhile.
 const BOOT: &str = r#"
 set -eu
 name=$1 own=$2
+shift
 hostname "$name"
+held=()
+for folder in "$@"; do
+    exec {fd}<"$folder"
+    held+=("$fd")
+done
 for folder in etc var/lib; do
     mkdir -p "$own/upper/$folder" "$own/work/$folder"
     mount -t overlay -o "lowerdir=/$folder,upperdir=$own/upper/$folder,workdir=$own/work/$folder" overlay "/$folder"
 done
-for folder in run srv mnt tmp var/log var/lib/glusterd var/lib/berth; do
+for folder in run srv mnt var/log var/lib/glusterd var/lib/berth tmp; do
     mkdir -p "$own/$folder" "/$folder"
     mount --bind "$own/$folder" "/$folder"
 done
 mkdir /var/log/glusterfs
+for folder in "$@"; do
+    fd=${held[0]}
+    held=("${held[@]:1}")
+    if ! [ "$folder" -ef "/proc/self/fd/$fd" ]; then
+        mkdir -p "$folder"
+        mount --no-canonicalize --bind "/proc/self/fd/$fd" "$folder"
+    fi
+    exec {fd}<&-
+done
 echo up
 read -r _ || true
 "#;
@@ -62,7 +78,8 @@ impl Machine {
         let folder = sandbox.folder(name);
         let mut command = host.command(Path::new("unshare"));
         command.args(["--mount", "--uts", "--propagation", "private", "/bin/bash", "-c", BOOT, "boot", name]);
-        let spawned = command.arg(&folder).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        command.arg(&folder).arg(sources()).arg(built());
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut keeper = spawned.unwrap_or_else(|error| panic!("cannot boot {name}: {error}"));
         let mut said = String::new();
         let stdout = keeper.stdout.take().unwrap_or_else(|| panic!("{name} has no stdout"));
@@ -126,12 +143,10 @@ impl Machine {
 
     /// [`Machine::shell`], not yet started.
     pub fn command(&self, text: &str) -> Command {
-        let (own, master) = (self.bin(), binary("berth-master"));
-        let built = master.parent().unwrap_or(&own);
         let mut command = Command::new("nsenter");
         command.arg(format!("--target={}", self.keeper.id())).args(["--mount", "--uts", "--net"]);
         command.args(["--", "/bin/bash", "-e", "-o", "pipefail", "-c"]);
-        let paths = [sources(), &own, built].map(|path| path.display().to_string());
+        let paths = [sources(), &self.bin(), &built()].map(|path| path.display().to_string());
         command.arg(format!("cd {}\nPATH={}:{}:$PATH\n{text}", paths[0], paths[1], paths[2]));
         command.env_remove("HOSTNAME").env_remove("BERTH_MASTER");
         command
@@ -237,6 +252,13 @@ pub fn words_of(output: &Output) -> String {
 pub fn sources() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here)
+}
+
+/// The folder of the binaries.
+fn built() -> PathBuf {
+    let mut built = binary("berth-master");
+    built.pop();
+    built
 }
 
 /// Its network and its mounts.
