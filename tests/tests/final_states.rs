@@ -70,6 +70,15 @@ fn a_command_that_kills_itself_is_signal_9_and_not_out_of_memory() {
 }
 
 #[test]
+fn a_signal_that_has_no_name_is_told_by_its_number_and_an_orphan_that_dies_of_one_changes_nothing() {
+    Cluster::small(|cluster| {
+        let orphan = "(sh -c 'echo $$ >orphan; kill -40 $$' &); until [ -s orphan ]; do :; done; \
+                      while [ -e /proc/$(cat orphan) ]; do :; done; kill -64 $$";
+        assert_eq!(cluster.run(&job(orphan)).outcome(), "Failed: signal 64");
+    });
+}
+
+#[test]
 fn a_memory_hog_is_reported_as_out_of_memory_with_its_peak() {
     Cluster::small(|cluster| {
         let ended = cluster.run(&job_with("tail /dev/zero", &[("resource.mem", json!(32))]));

@@ -13,12 +13,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::process::WaitOptions;
 use wire::Log;
 use wire::fault::Point;
 
@@ -35,6 +36,9 @@ use crate::cgroup::Group;
 use crate::lease::Watched;
 use crate::packages::{self, Package, PackageKind, Staged};
 use crate::{fault, namespaces, rootfs, security, sys};
+
+/// How long what was killed is waited for before the logs are cut.
+const DYING: Duration = Duration::from_secs(2);
 
 /// Init's whole life; its answer is its exit status, which nobody needs: the record says it all.
 pub fn run(plan: &Plan<'_>, line: &UnixStream) -> i32 {
@@ -240,12 +244,14 @@ fn write_config(plan: &Plan<'_>, packages: &[Package]) -> Result<(), StepError> 
 
 /// Waits until nothing of the container is left but us, for two seconds at most: what dies may still be writing.
 fn wait_for_the_dead() {
-    for _ in 0..200 {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+    let give_up = Instant::now() + DYING;
+    while Instant::now() < give_up {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            // ECHILD: there is none.
             Err(_) => return,
             // Nothing to wait on but the time: SIGCHLD goes to a descriptor that the watch has closed.
-            Ok(WaitStatus::StillAlive) => drop(nix::poll::poll(&mut [], 10_u8)),
-            Ok(_) => {}
+            Ok(None) => drop(nix::poll::poll(&mut [], 10_u8)),
+            Ok(Some(_)) => {}
         }
     }
 }
@@ -299,7 +305,7 @@ fn run_command(
 
 /// Forks the payload into its cgroup and waits until it is the user's program, or has said why not. `None`: its lease ran
 /// out before that.
-fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Option<Pid>, StepError> {
+fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Option<i32>, StepError> {
     let (mut failure, theirs) = io::pipe().step(|| "make a pipe".to_owned())?;
     let options = sys::CloneOptions {
         namespaces: 0,
@@ -318,7 +324,7 @@ fn spawn(plan: &Plan<'_>, built: &Built) -> Result<Option<Pid>, StepError> {
     let mut said = String::new();
     failure.read_to_string(&mut said).step(|| "hear of the command".to_owned())?;
     match said.split_once('\n') {
-        None => Ok(Some(Pid::from_raw(child.pid))),
+        None => Ok(Some(child.pid)),
         Some((step, cause)) => Err(StepError::said(step, cause)),
     }
 }

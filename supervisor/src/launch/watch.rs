@@ -3,6 +3,7 @@
 //! It ends with the command, and tells what ended it. It never reads or writes the share, nor waits for a command that
 //! the share keeps from dying: a hung one must not keep a time limit from being enforced, nor the end from being told.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, WaitStatus};
 use wire::fault::Point;
 
 use super::alarms::{Alarm, Alarms};
@@ -23,6 +24,8 @@ use crate::fault;
 
 /// How long what was killed may take to be gone: then the kernel holds it, and it will never run a user's code again.
 const DEAD_BY_THEN: Duration = Duration::from_secs(2);
+/// The most that are reaped before anything else is looked at: a payload can make orphans as fast as they are reaped.
+const MOST_REAPED: usize = 64;
 
 /// Init's own standing watch over the command.
 ///
@@ -41,11 +44,13 @@ const DEAD_BY_THEN: Duration = Duration::from_secs(2);
 pub struct Watch<'p> {
     plan: &'p Plan<'p>,
     line: &'p UnixStream,
-    payload: Pid,
+    payload: i32,
     signals: SignalFd,
     alarms: Alarms,
     logs: Option<&'p LogCap>,
     stopping: Option<End>,
+    /// Whether there was more to reap than is reaped at once. The SIGCHLD of the rest has been heard already.
+    more_to_reap: bool,
 }
 
 impl<'p> Watch<'p> {
@@ -53,7 +58,7 @@ impl<'p> Watch<'p> {
     pub fn new(
         plan: &'p Plan<'_>,
         line: &'p UnixStream,
-        payload: Pid,
+        payload: i32,
         logs: Option<&'p LogCap>,
     ) -> nix::Result<Watch<'p>> {
         // All are blocked since the clone; the rest of them mean nothing to us.
@@ -61,7 +66,8 @@ impl<'p> Watch<'p> {
         wanted.add(Signal::SIGCHLD);
         wanted.add(Signal::SIGTERM);
         let signals = SignalFd::new(&wanted)?;
-        let mut watch = Watch { plan, line, payload, signals, alarms: Alarms::new()?, logs, stopping: None };
+        let alarms = Alarms::new()?;
+        let mut watch = Watch { plan, line, payload, signals, alarms, logs, stopping: None, more_to_reap: false };
         if let Some(timeout) = plan.timeout {
             watch.alarms.set(Alarm::TimeUp, timeout)?;
         }
@@ -79,13 +85,15 @@ impl<'p> Watch<'p> {
     }
 
     /// Returns once the command is gone, or was killed and the kernel does not let go of it.
-    pub fn until_the_end(&mut self, monitor: &mut Monitor) -> nix::Result<End> {
+    pub fn until_the_end(&mut self, monitor: &mut Monitor) -> io::Result<End> {
         loop {
             let happened = self.wait()?;
             // Whatever woke us, the command may be gone already: a signalfd gives the lowest number first, so SIGTERM
-            // before a SIGCHLD that was there earlier. And a SIGCHLD stands for any number of exits: all are reaped.
-            if let Some(end) = self.reap()? {
-                return Ok(self.ended_by(end));
+            // before a SIGCHLD that was there earlier. And a SIGCHLD stands for any number of exits.
+            match reap(self.payload, exited)? {
+                Reaped::Payload(end) => return Ok(self.ended_by(end)),
+                Reaped::All => self.more_to_reap = false,
+                Reaped::Enough => self.more_to_reap = true,
             }
             if happened.asked_to_stop {
                 self.stop(End::Killed, "asked to stop", monitor)?;
@@ -167,7 +175,8 @@ impl<'p> Watch<'p> {
         if self.plan.die_with_parent && self.stopping.is_none() {
             fds.push(PollFd::new(self.line.as_fd(), PollFlags::POLLIN));
         }
-        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+        let patience = if self.more_to_reap { PollTimeout::ZERO } else { PollTimeout::NONE };
+        match nix::poll::poll(&mut fds, patience) {
             // Stopped and continued by somebody: nothing has happened.
             Err(nix::errno::Errno::EINTR) => return Ok(Happened::default()),
             result => result?,
@@ -185,22 +194,6 @@ impl<'p> Watch<'p> {
             happened.alarms = self.alarms.take_due()?;
         }
         Ok(happened)
-    }
-
-    /// Reaps all that have exited, orphans of the payload too; says how the payload ended if it was among them.
-    fn reap(&self) -> nix::Result<Option<End>> {
-        let mut end = None;
-        loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == self.payload => end = Some(End::Exited { code }),
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.payload => {
-                    end = Some(End::Signaled { signal: signal as i32 });
-                }
-                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(end),
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     /// Asks every process of the container to end, and allows them the grace period.
@@ -223,7 +216,56 @@ impl<'p> Watch<'p> {
 
     fn kill_all(&self, signal: Signal) {
         // -1 is every process of this pid namespace but ourselves. ESRCH: there is none left, which is the aim.
-        let _ = nix::sys::signal::kill(Pid::from_raw(-1), signal);
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), signal);
+    }
+}
+
+/// What one reaping brought.
+#[derive(Debug, PartialEq, Eq)]
+enum Reaped {
+    /// The end of the command, by itself.
+    Payload(End),
+    /// All there was, the command not among it.
+    All,
+    /// As much as is reaped at once; there may be more.
+    Enough,
+}
+
+/// Reaps what has exited, orphans of the payload too. The payload first: its end is not to wait behind them.
+///
+/// `exited` asks of one child, or of any.
+fn reap(
+    payload: i32,
+    mut exited: impl FnMut(Option<i32>) -> Result<Option<(i32, End)>, Errno>,
+) -> Result<Reaped, Errno> {
+    let wanted = std::iter::once(Some(payload)).chain(std::iter::repeat_n(None, MOST_REAPED));
+    for which in wanted {
+        match exited(which) {
+            Ok(Some((pid, end))) if pid == payload => return Ok(Reaped::Payload(end)),
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) if which.is_some() => {}
+            Ok(None) | Err(Errno::CHILD) => return Ok(Reaped::All),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Reaped::Enough)
+}
+
+/// Asks the kernel, without waiting (wait4(2)). The status is taken as it comes: a process may die of a signal that has no
+/// name (signal(7), "Real-time signals").
+fn exited(which: Option<i32>) -> Result<Option<(i32, End)>, Errno> {
+    let waited = match which.and_then(Pid::from_raw) {
+        Some(pid) => rustix::process::waitpid(Some(pid), WaitOptions::NOHANG),
+        None => rustix::process::wait(WaitOptions::NOHANG),
+    };
+    Ok(waited?.map(|(pid, status)| (pid.as_raw_nonzero().get(), end_of(status))))
+}
+
+fn end_of(status: WaitStatus) -> End {
+    match status.terminating_signal() {
+        Some(signal) => End::Signaled { signal },
+        // Nothing else is asked for: not what was stopped, nor what goes on.
+        None => End::Exited { code: status.exit_status().unwrap_or_default() },
     }
 }
 
@@ -233,4 +275,56 @@ struct Happened {
     asked_to_stop: bool,
     parent_gone: bool,
     alarms: Vec<Alarm>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{WaitId, WaitIdOptions};
+    use std::process::Command;
+
+    const PAYLOAD: i32 = 2;
+    const ORPHAN: i32 = 3;
+    const DONE: End = End::Exited { code: 0 };
+
+    #[test]
+    fn orphans_without_end_do_not_hold_the_watch_up() {
+        let endless = |which: Option<i32>| Ok(which.is_none().then_some((ORPHAN, DONE)));
+        assert_eq!(reap(PAYLOAD, endless), Ok(Reaped::Enough));
+    }
+
+    #[test]
+    fn the_commands_end_is_found_before_and_behind_orphans() {
+        let at_once = |which: Option<i32>| Ok(Some((which.unwrap_or(ORPHAN), DONE)));
+        assert_eq!(reap(PAYLOAD, at_once), Ok(Reaped::Payload(DONE)));
+        let mut asked = 0;
+        let meanwhile = |which: Option<i32>| {
+            asked += 1;
+            Ok(which.is_none().then_some((if asked == 4 { PAYLOAD } else { ORPHAN }, DONE)))
+        };
+        assert_eq!(reap(PAYLOAD, meanwhile), Ok(Reaped::Payload(DONE)));
+    }
+
+    #[test]
+    fn without_children_there_is_nothing_to_reap() {
+        assert_eq!(reap(PAYLOAD, |_| Ok(None)), Ok(Reaped::All));
+        let childless = |which: Option<i32>| if which.is_some() { Ok(None) } else { Err(Errno::CHILD) };
+        assert_eq!(reap(PAYLOAD, childless), Ok(Reaped::All));
+        assert_eq!(reap(PAYLOAD, |_| Err(Errno::INVAL)), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn whatever_a_process_dies_of_is_its_end() {
+        for (command, end) in [
+            ("exit 7", End::Exited { code: 7 }),
+            ("kill -KILL $$", End::Signaled { signal: 9 }),
+            ("kill -34 $$", End::Signaled { signal: 34 }),
+            ("kill -64 $$", End::Signaled { signal: 64 }),
+        ] {
+            let pid = Pid::from_child(&Command::new("sh").args(["-c", command]).spawn().unwrap());
+            rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+            let pid = pid.as_raw_nonzero().get();
+            assert_eq!(exited(Some(pid)), Ok(Some((pid, end))), "{command}");
+        }
+    }
 }
