@@ -27,6 +27,7 @@ mod node;
 mod oom;
 mod output;
 mod packages;
+mod remove_tree;
 mod rootfs;
 mod run;
 #[cfg(test)]

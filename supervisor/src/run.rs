@@ -16,6 +16,7 @@ use wire::{JobSpec, Reason, State};
 use crate::cgroup::{CgroupError, Layout, Removal, Usage};
 use crate::launch::record::{self, End, EndRecord};
 use crate::launch::{LaunchError, LaunchRequest, Launched, Launcher, Logs, Network, Settings};
+use crate::remove_tree::remove_tree;
 use crate::{child, task};
 
 /// Exit status for "berth itself failed", as env(1) and timeout(1) use it.
@@ -83,7 +84,7 @@ fn run_container(
     let watched = see_through(&launched, signals);
     let ended = record::read(folder);
     let usage = layout.usage(container);
-    if let Err(error) = std::fs::remove_dir_all(folder) {
+    if let Err(error) = remove_tree(folder) {
         log::warn!("cannot remove {}: {error}", folder.display());
     }
     watched?;
@@ -129,7 +130,7 @@ fn wait(launched: &Launched, signals: &SignalFd) -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
         }
         if fds[0].any() == Some(true) {
-            nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(launched.pid), None)?;
+            child::reap(&launched.pidfd)?;
             return Ok(());
         }
         if signals.read_signal()?.is_some() {

@@ -17,6 +17,7 @@ use crate::errand::{self, Errand};
 use crate::event_loop::Watcher;
 use crate::fault;
 use crate::journal::{Journal, SyncMark};
+use crate::remove_tree::remove_tree;
 
 /// How long the first thing waits for company.
 const LINGER: Duration = Duration::from_millis(50);
@@ -238,7 +239,7 @@ fn sweep(
 }
 
 fn remove(folder: &Path) -> bool {
-    match fault::call(Point::SweeperRemove).and_then(|()| std::fs::remove_dir_all(folder)) {
+    match fault::call(Point::SweeperRemove).and_then(|()| remove_tree(folder)) {
         Ok(()) => {
             fault::moment(Point::SweeperRemoved);
             true

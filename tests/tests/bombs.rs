@@ -98,6 +98,23 @@ fn ten_thousand_files_in_the_workspace_are_made_and_swept() {
 }
 
 #[test]
+fn folders_deeper_than_there_are_descriptors_for_are_swept() {
+    let plan = NodePlan { before_exec: Some("ulimit -n 256".to_owned()), ..NodePlan::default() };
+    Node::alone_as(&plan, |node| {
+        // Without -P the shell would spell the whole path.
+        let dig =
+            "p=d; for i in $(seq 499); do p=$p/d; done; for i in 1 2 3 4; do mkdir -p $p; cd -P $p; done 2>/dev/null";
+        let task = node.create(&job(dig));
+        assert_eq!(node.wait_final(task)["status"], "Finished");
+        until("the folder to be swept", || {
+            node.get("/resource");
+            let left = node.container_folders();
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        });
+    });
+}
+
+#[test]
 fn a_tree_of_64_processes_one_below_the_other_is_killed_to_its_root() {
     Node::alone(|node| {
         let tree = "d() { if [ $1 -gt 0 ]; then (d $(($1-1)); :); else sleep 1000; fi; }; d 64; :";

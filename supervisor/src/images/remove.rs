@@ -53,7 +53,7 @@ fn running_in(containers: &Path, image: &Path) -> Option<String> {
 
 /// Deletes a folder with all that is in it, following no symlink.
 pub(super) fn remove_tree(folder: &Path) -> Result<(), ImageError> {
-    std::fs::remove_dir_all(folder).map_err(ImageError::disk("remove", folder))
+    crate::remove_tree::remove_tree(folder).map_err(ImageError::disk("remove", folder))
 }
 
 /// Deletes what additions and removals left that were cut off: folders that carry the pid of a dead process.
