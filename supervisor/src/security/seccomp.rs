@@ -51,6 +51,9 @@ const NAMESPACE_FLAGS: [i32; 7] = [
 /// AF_VSOCK reaches the hypervisor's host past every network namespace (vsock(7)).
 const TO_THE_HYPERVISOR: u64 = libc::AF_VSOCK as u64;
 
+/// What tells of fallocate(2) whether it takes room beyond a file's end, where the file's size does not show it.
+const UNSEEN_ROOM: (i32, i32) = (libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_KEEP_SIZE);
+
 fn denied() -> impl Iterator<Item = &'static Call> {
     DENIED.iter().chain(DENIED_HERE)
 }
@@ -74,7 +77,10 @@ impl SystemCallFilter {
         rules.push((libc::SYS_socket, vec![to_the_hypervisor()?]));
         // clone3's flags are behind a pointer where a filter cannot look; told that it is not there, libc uses clone.
         let absent = vec![(libc::SYS_clone3, vec![])];
-        let mut programs = vec![program(rules, libc::EPERM)?, program(absent, libc::ENOSYS)?];
+        // As a filesystem answers that cannot do it, so programs know what to do then.
+        let unsupported = vec![(libc::SYS_fallocate, vec![unseen_room()?])];
+        let mut programs =
+            vec![program(rules, libc::EPERM)?, program(absent, libc::ENOSYS)?, program(unsupported, libc::EOPNOTSUPP)?];
         programs.extend(foreign_numbers());
         Ok(SystemCallFilter { programs })
     }
@@ -86,7 +92,7 @@ impl SystemCallFilter {
 }
 
 /// The same list as `lxc.seccomp.profile` wants it (lxc.container.conf(5), "seccomp configuration"; `denylist` since LXC
-/// 4.0.5). In a masked comparison the two values are the mask and what must be left under it.
+/// 4.0.5). In a masked comparison the values are what must be left and the mask that it is left under.
 pub fn lxc_policy() -> String {
     let mut text = "2\ndenylist\n[all]\n".to_owned();
     let mut rule = |name: &str, errno: i32, condition: &str| {
@@ -101,6 +107,8 @@ pub fn lxc_policy() -> String {
     }
     rule("socket", libc::EPERM, &format!(" [0,{TO_THE_HYPERVISOR},SCMP_CMP_EQ]"));
     rule("clone3", libc::ENOSYS, "");
+    let (mask, left) = UNSEEN_ROOM;
+    rule("fallocate", libc::EOPNOTSUPP, &format!(" [1,{left},SCMP_CMP_MASKED_EQ,{mask}]"));
     text
 }
 
@@ -138,6 +146,12 @@ fn to_the_hypervisor() -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, TO_THE_HYPERVISOR)?])
 }
 
+/// A log is measured by its size: room taken beyond it would fill the share unseen.
+fn unseen_room() -> Result<SeccompRule, seccompiler::BackendError> {
+    let (mask, left) = (u64::from(UNSEEN_ROOM.0.cast_unsigned()), u64::from(UNSEEN_ROOM.1.cast_unsigned()));
+    SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), left)?])
+}
+
 fn namespace_rules() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     namespace_flags()
         .map(|flag| {
@@ -164,23 +178,31 @@ mod tests {
         assert!(filter.programs.iter().all(|program| !program.is_empty()));
     }
 
-    /// What the kernel would make of a call without arguments: the first program that does not allow it.
+    /// What the kernel would make of a call without arguments.
     #[cfg(target_arch = "x86_64")]
     fn answer(filter: &SystemCallFilter, number: u32) -> u32 {
-        let mut answers = filter.programs.iter().map(|program| interpret(program, number));
+        answer_to(filter, number, 0)
+    }
+
+    /// What it would make of one whose second argument is not zero: what the first program says that does not allow it.
+    #[cfg(target_arch = "x86_64")]
+    fn answer_to(filter: &SystemCallFilter, number: u32, second: u32) -> u32 {
+        let mut answers = filter.programs.iter().map(|program| interpret(program, number, second));
         answers.find(|answer| *answer != libc::SECCOMP_RET_ALLOW).unwrap_or(libc::SECCOMP_RET_ALLOW)
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn interpret(program: &[seccompiler::sock_filter], number: u32) -> u32 {
+    fn interpret(program: &[seccompiler::sock_filter], number: u32, second: u32) -> u32 {
         const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+        // struct seccomp_data: the call, the architecture, where it was made, then the arguments, of two words each.
+        let data = [number, AUDIT_ARCH_X86_64, 0, 0, 0, 0, second];
         let (mut next, mut word) = (0, 0);
         loop {
             let step = &program[next];
             let jump = |yes| usize::from(if yes { step.jt } else { step.jf });
             next += 1;
             match step.code {
-                0x20 => word = [number, AUDIT_ARCH_X86_64].get(step.k as usize / 4).copied().unwrap_or(0),
+                0x20 => word = data.get(step.k as usize / 4).copied().unwrap_or(0),
                 0x54 => word &= step.k,
                 0x05 => next += step.k as usize,
                 0x15 => next += jump(word == step.k),
@@ -209,6 +231,20 @@ mod tests {
 
     #[test]
     #[cfg(target_arch = "x86_64")]
+    fn room_beyond_the_end_of_a_file_is_not_to_be_had_and_all_else_of_fallocate_is() {
+        let filter = SystemCallFilter::compile().unwrap();
+        let number = u32::try_from(libc::SYS_fallocate).unwrap();
+        let to = |mode: i32| answer_to(&filter, number, mode.cast_unsigned());
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EOPNOTSUPP.cast_unsigned();
+        let keep_size = libc::FALLOC_FL_KEEP_SIZE;
+        assert_eq!([to(keep_size), to(keep_size | libc::FALLOC_FL_ZERO_RANGE)], [refused; 2]);
+        for mode in [0, libc::FALLOC_FL_ZERO_RANGE, keep_size | libc::FALLOC_FL_PUNCH_HOLE] {
+            assert_eq!(to(mode), libc::SECCOMP_RET_ALLOW, "{mode:#x}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
     fn what_every_program_needs_is_allowed_and_so_is_a_call_that_its_tracer_took_back() {
         let filter = SystemCallFilter::compile().unwrap();
         let needed = [libc::SYS_read, libc::SYS_execve, libc::SYS_clone, libc::SYS_ptrace, libc::SYS_exit_group];
@@ -232,10 +268,11 @@ mod tests {
         let mut lines = policy.lines();
         assert_eq!([lines.next(), lines.next(), lines.next()], [Some("2"), Some("denylist"), Some("[all]")]);
         let rules: Vec<&str> = lines.collect();
-        assert_eq!(rules.len(), denied().count() + NAMESPACE_FLAGS.len() + 2);
+        assert_eq!(rules.len(), denied().count() + NAMESPACE_FLAGS.len() + 3);
         for rule in [
             "bpf errno 1",
             "clone3 errno 38",
+            "fallocate errno 95 [1,1,SCMP_CMP_MASKED_EQ,3]",
             "socket errno 1 [0,40,SCMP_CMP_EQ]",
             "clone errno 1 [0,268435456,SCMP_CMP_MASKED_EQ,268435456]",
         ] {

@@ -2,6 +2,7 @@
    answer.NAME=ERRNO, a line each. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -44,6 +45,9 @@ int main(void)
     say("socket-vsock", socket(AF_VSOCK, SOCK_STREAM, 0));
     say("socket-raw", socket(AF_INET, SOCK_RAW, 1));
     say("socket-netlink", socket(AF_NETLINK, SOCK_RAW, 0));
+    say("fallocate", fallocate(-1, 0, 0, 1));
+    say("fallocate-keep-size", fallocate(-1, FALLOC_FL_KEEP_SIZE, 0, 1));
+    say("fallocate-punch-hole", fallocate(-1, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, 1));
     ask_clone("clone", 0);
     ask_clone("clone-newuser", CLONE_NEWUSER);
     ask_clone("clone-newns", CLONE_NEWNS);
