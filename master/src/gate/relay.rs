@@ -338,10 +338,14 @@ impl Relay {
 
     /// A client went away or has shut down its side. Whether it still reads cannot be seen: a
     /// counted answer is worth sending, one without an end is not. An answer that has not begun keeps
-    /// its lane until it has: closing it would not stop the worker, and tiny_http would queue the next.
+    /// its lane until it has: closing it would not stop the worker, and tiny_http would queue the next. A request that no
+    /// lane has begun goes with its client: the server counts its bytes no longer.
     fn client_left(&mut self, client: ConnectionId, now: Instant) {
         if self.standing.left(client) {
             return self.server.close(client, now);
+        }
+        if !self.server.is_open(client) {
+            self.queue.retain(|waiting| waiting.client != client);
         }
         let Some(index) = self.lane_of(client) else { return };
         let Some(Passage { answer: Some(answer), .. }) = self.lanes[index].passage() else { return };
@@ -434,5 +438,57 @@ impl Relay {
     fn refuse_busy(&mut self, client: ConnectionId, now: Instant) {
         let refusal = Refusal::new(RefusalCode::Busy, "too much at once; ask again in a second");
         self.server.respond(client, Response::refusal(&refusal).with_header("Retry-After", "1"), now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{Shutdown, TcpStream};
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// A gate's thread, driven by hand, with nobody behind it.
+    fn relay() -> Relay {
+        let (poll, limits) = (Poll::new().unwrap(), Limits::default());
+        let registry = poll.registry().try_clone().unwrap();
+        let server = Server::bind("127.0.0.1:0".parse().unwrap(), limits, registry, SERVER_TOKENS).unwrap();
+        let standing = Standing::new(0, Box::new(drop), channel().1);
+        Relay::new(poll, server, PathBuf::from("/nonexistent"), limits, Arc::default(), standing)
+    }
+
+    fn turn_until(relay: &mut Relay, what: &str, is_so: impl Fn(&Relay) -> bool) {
+        let (give_up, mut events) = (Instant::now() + Duration::from_secs(20), Events::with_capacity(256));
+        while !is_so(relay) {
+            assert!(Instant::now() < give_up, "waited in vain for {what}");
+            relay.turn(&mut events, Some(give_up)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_request_that_waits_for_a_lane_goes_with_its_client_and_stays_for_one_that_may_still_read() {
+        let mut relay = relay();
+        let addr = relay.server.local_addr().unwrap();
+        let post = || {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            // Closed with the interim answer unread, it is reset.
+            let head = "POST /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 10000\r\n\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            stream
+        };
+        let mut clients: Vec<TcpStream> = (0..20).map(|_| post()).collect();
+        turn_until(&mut relay, "all heads", |relay| relay.server.open_connections() == 20);
+        for stream in &mut clients {
+            stream.peek(&mut [0]).unwrap();
+            stream.write_all(&[b'x'; 10_000]).unwrap();
+        }
+        turn_until(&mut relay, "all bodies", |relay| relay.queue.len() == 20);
+        let reads_on = clients.pop().unwrap();
+        reads_on.shutdown(Shutdown::Write).unwrap();
+        drop(clients);
+        turn_until(&mut relay, "all that were reset", |relay| relay.server.open_connections() == 1);
+        assert!(relay.queue.iter().all(|waiting| relay.server.is_open(waiting.client)));
+        assert_eq!(relay.queue.len(), 1);
     }
 }
