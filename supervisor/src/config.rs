@@ -433,6 +433,12 @@ impl RunOptions {
     }
 
     fn settle(self, node: NodeConfig) -> Result<Command, ConfigError> {
+        if let Some(missing) =
+            self.cpu.as_ref().and_then(CpuRequest::pinned).and_then(|cpus| cpus.missing_from(&node.cpus))
+        {
+            let has = &node.cpus;
+            return Err(bad("cpu", format!("there is no CPU {missing} here but {has}; hint: x2 asks for any two")));
+        }
         let spec = JobSpec {
             name: "run".to_owned(),
             resource: Resource {
@@ -641,6 +647,13 @@ mod tests {
         assert_eq!((spec.resource.cpu.to_string().as_str(), spec.resource.mem, spec.timeout), ("0", 64, 300_000));
         assert_eq!((spec.command_line.as_str(), spec.package_path.as_str()), ("echo --mem", "/p/a"));
         assert_eq!(network, Network::None);
+    }
+
+    #[test]
+    fn run_says_that_a_number_alone_is_a_cpus_name() {
+        let line = "run --image busybox --cpu 1000 -- true";
+        let said = parsed(line).unwrap_err().to_string();
+        assert!(said.contains("no CPU 1000 here") && said.contains("hint: x2"), "{said}");
     }
 
     #[test]
