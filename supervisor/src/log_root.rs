@@ -427,7 +427,7 @@ mod tests {
         let (watcher, now) = (events.watcher().unwrap(), Now::read());
         let mut root = LogRoot::new(scratch.path().to_owned(), "/s".into(), NodeId(1), Some(NoShare::Wait));
         root.ask_if_due(Wanted::Launching, &watcher, now);
-        let heard = events.turn(Some(now.instant + Duration::from_secs(10))).unwrap();
+        let heard = events.turn(Some(now.instant + Duration::from_secs(90))).unwrap();
         let [Event::ChildExited(pid)] = heard[..] else { panic!("{heard:?}") };
         assert!(root.has(pid));
         root.finish(pid, &watcher, now);

@@ -71,8 +71,28 @@ pub fn clone(options: CloneOptions<'_>, body: impl FnOnce() -> i32) -> io::Resul
 }
 
 /// Forks a child that runs `body` and leaves with its answer, for work that may block.
+#[cfg(not(test))]
 pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<Child> {
     clone(CloneOptions::default(), body)
+}
+
+/// The same where there are other threads, those of the tests: one may have locked the allocator at that moment, and in a
+/// child of clone3 it would stay locked. glibc's fork(3) waits for that lock, and leaves the child with a free one.
+#[cfg(test)]
+pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<Child> {
+    // SAFETY: of the locks that another thread may hold, the tests' children take none but the allocator's.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            reset_sigpipe();
+            exit_now(body())
+        }
+        pid => {
+            let child = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
+            let pidfd = rustix::process::pidfd_open(child, rustix::process::PidfdFlags::empty())?;
+            Ok(Child { pid, pidfd })
+        }
+    }
 }
 
 /// A step on a file's way to the disk.
