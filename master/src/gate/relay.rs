@@ -31,8 +31,9 @@ const ANSWER_TIME: Duration = Duration::from_secs(120);
 const READ_OVER_BYTES: u64 = 1 << 20;
 /// How long after a failure to wait before connecting to tiny_http again, at first and at most.
 const RECONNECT: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(5);
-/// How long requests in progress may go on once the gate is stopped.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// How long requests in progress may go on once the gate is stopped. A test that does not wait for it is to be told from one
+/// that was held up.
+const DRAIN_TIME: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 5 });
 /// File descriptors kept back for connecting to tiny_http: our end, its end, and its copy of that.
 pub(super) const SPARE_FILES: usize = 4;
 /// Reads from one lane before the others have their turn.
