@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use wire::proc_text;
+
 /// Filesystems that more than one machine may have mounted, or where nobody can tell: all of FUSE (proc_pid_mountinfo(5)).
 const SHARED: [&str; 12] =
     ["fuse", "nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "9p", "virtiofs", "afs", "gfs2", "ocfs2"];
@@ -96,7 +98,7 @@ impl StateDir {
     pub fn is_shared(&self) -> Result<bool, StateDirError> {
         let refused = |cause| StateDirError::Lock { dir: self.path.clone(), cause };
         let path = self.path.canonicalize().map_err(refused)?;
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(refused)?;
+        let mounts = proc_text::read("/proc/self/mountinfo").map_err(refused)?;
         Ok(filesystem_of(&path, &mounts).is_some_and(|kind| SHARED.contains(&kind.split('.').next().unwrap_or(kind))))
     }
 }
@@ -105,17 +107,10 @@ impl StateDir {
 fn filesystem_of<'a>(path: &Path, mountinfo: &'a str) -> Option<&'a str> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (place, kind) = line.split_once(" - ")?;
-        Some((PathBuf::from(unescape(place.split(' ').nth(4)?)), kind.split(' ').next()?))
+        Some((PathBuf::from(proc_text::unescape(place.split(' ').nth(4)?)), kind.split(' ').next()?))
     });
     let around = mounts.filter(|(point, _)| path.starts_with(point));
     around.max_by_key(|(point, _)| point.components().count()).map(|(_, kind)| kind)
-}
-
-/// Blanks and the like are written as octal numbers.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |text, (code, char)| text.replace(code, char))
 }
 
 #[cfg(test)]

@@ -734,7 +734,7 @@ fn open_folder(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 fn read_file(path: &Path) -> Result<String, CgroupError> {
-    std::fs::read_to_string(path).map_err(|source| CgroupError::Read { path: path.to_owned(), source })
+    wire::proc_text::read(path).map_err(|source| CgroupError::Read { path: path.to_owned(), source })
 }
 
 fn write_file(path: &Path, value: &str) -> Result<(), CgroupError> {

@@ -524,7 +524,9 @@ fn log_limit(text: &str) -> Result<u64, ConfigError> {
 }
 
 fn absolute(option: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
-    std::path::absolute(path).map_err(|error| bad(option, error.to_string()))
+    let path = std::path::absolute(path).map_err(|error| bad(option, error.to_string()))?;
+    // As others spell it: without the slash that a shell puts behind a folder's name.
+    Ok(path.components().collect())
 }
 
 fn package_roots(given: Vec<PathBuf>, share: &Path, state_dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
@@ -690,6 +692,7 @@ mod tests {
     #[test]
     fn a_share_that_is_meant_to_be_a_mount_is_waited_for_and_a_folder_is_not() {
         assert_eq!(served("--share /mnt/share").no_share, Some(NoShare::Wait));
+        assert_eq!(served("--share /mnt/share/").share.as_os_str(), "/mnt/share");
         assert_eq!(served("--share /var/lib/berth/share").no_share, None);
         assert_eq!(served("--share /srv/x --no-share local").no_share, Some(NoShare::Local));
         assert!(said("--no-share maybe").contains("--no-share"));

@@ -106,7 +106,7 @@ pub fn examine(state_dir: &Path) -> Report {
 
 /// The text of a kernel file; what cannot be read says nothing.
 fn read(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
+    wire::proc_text::read(path).unwrap_or_default()
 }
 
 /// Runs `trial` on a thread of its own, whose namespaces and root end with it.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
-use wire::{ContainerId, TaskId};
+use wire::{ContainerId, TaskId, proc_text};
 
 use crate::adopt::FOREGROUND_PREFIX;
 use crate::cgroup::{self, Bases, CgroupError};
@@ -253,7 +253,7 @@ fn processes_and_mounts(containers: &Path, known: &Known) -> Vec<Leak> {
     }
     // An init that is building its container has mounted it where it stands.
     for (_, pid) in namespaces.into_iter().filter(|(namespace, _)| !owned.contains(namespace)) {
-        let mountinfo = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        let mountinfo = proc_text::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
         let ours = mounts_below(containers, &mountinfo).into_iter().filter(|(name, _)| !known.owns(name));
         leaks.extend(ours.map(|(name, place)| leak(What::Mount, &name, format!("{place} seen by process {pid}"))));
     }
@@ -267,7 +267,7 @@ fn pids() -> Vec<u32> {
 
 /// The container whose init this process is: it holds that container's end record open as long as it lives.
 fn init_of(pid: u32, containers: &Path) -> Option<String> {
-    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    let comm = proc_text::read(format!("/proc/{pid}/comm")).ok()?;
     if comm.trim_end() != "berth-init" {
         return None;
     }
@@ -284,10 +284,10 @@ fn container_of_record(record: &Path, containers: &Path) -> Option<String> {
 
 /// The mounts below the containers' folders, each with its container, from the text of a mountinfo file (proc(5)).
 fn mounts_below(containers: &Path, mountinfo: &str) -> Vec<(String, String)> {
-    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4).map(proc_text::unescape));
     let below = points.filter_map(|point| {
-        let container = Path::new(point).strip_prefix(containers).ok()?.iter().next()?.to_str()?;
-        Some((container.to_owned(), point.to_owned()))
+        let container = Path::new(&point).strip_prefix(containers).ok()?.iter().next()?.to_str()?.to_owned();
+        Some((container, point))
     });
     below.collect()
 }
@@ -335,10 +335,10 @@ mod tests {
     #[test]
     fn mounts_below_the_containers_are_found_and_others_are_not() {
         let mountinfo = "30 1 0:5 / / rw - ext4 /dev/vda rw\n\
-            31 30 0:6 / /s/cont/t7-cont/rootfs rw - overlay overlay rw\n\
-            32 30 0:7 / /s/contra/t8-cont rw - tmpfs none rw\n";
-        let found = mounts_below(Path::new("/s/cont"), mountinfo);
-        assert_eq!(found, [("t7-cont".to_owned(), "/s/cont/t7-cont/rootfs".to_owned())]);
+            31 30 0:6 / /a\\040s/cont/t7-cont/rootfs rw - overlay overlay rw\n\
+            32 30 0:7 / /a\\040s/contra/t8-cont rw - tmpfs none rw\n";
+        let found = mounts_below(Path::new("/a s/cont"), mountinfo);
+        assert_eq!(found, [("t7-cont".to_owned(), "/a s/cont/t7-cont/rootfs".to_owned())]);
     }
 
     #[test]

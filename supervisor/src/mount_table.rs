@@ -3,13 +3,15 @@
 
 use std::path::Path;
 
+use wire::proc_text;
+
 /// A mount. Its number is not another's as long as somebody is on it (proc_pid_mountinfo(5), field 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MountId(pub u32);
 
 /// What is mounted on that folder.
 pub fn mounted_on(folder: &Path) -> Option<MountId> {
-    mounted_in(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(), folder)
+    mounted_in(&proc_text::read("/proc/self/mountinfo").unwrap_or_default(), folder)
 }
 
 /// The mount point is field 5, the type is the first behind a lone dash. autofs only waits for somebody to look.
@@ -23,7 +25,7 @@ fn mounted_in(mountinfo: &str, folder: &Path) -> Option<MountId> {
 /// Whether /etc/fstab mounts something there (fstab(5), field 2).
 pub fn is_in_fstab(folder: &Path) -> bool {
     // None there: nothing is meant to be mounted.
-    is_in(&std::fs::read_to_string("/etc/fstab").unwrap_or_default(), folder)
+    is_in(&proc_text::read("/etc/fstab").unwrap_or_default(), folder)
 }
 
 fn is_in(fstab: &str, folder: &Path) -> bool {
@@ -31,10 +33,9 @@ fn is_in(fstab: &str, folder: &Path) -> bool {
     lines.filter_map(|line| line.split_whitespace().nth(1)).any(|point| is_word(point, folder))
 }
 
-/// Whether a word of such a table is that path; in them a blank is spelled in octal.
+/// Whether a word of such a table is that path: as paths are equal, whoever wrote a slash at the end.
 fn is_word(word: &str, folder: &Path) -> bool {
-    let spelled = folder.to_str().map(|path| path.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011"));
-    spelled.is_some_and(|spelled| spelled == word)
+    Path::new(&proc_text::unescape(word)) == folder
 }
 
 #[cfg(test)]
@@ -48,6 +49,7 @@ mod tests {
                      38 35 0:30 / /mnt/auto rw - autofs systemd-1 rw\n";
         let found = |folder: &str| mounted_in(table, Path::new(folder)).map(|MountId(id)| id);
         assert_eq!(["/mnt/share", "/mnt/a b", "/mnt/auto", "/mnt"].map(found), [Some(36), Some(37), None, None]);
+        assert_eq!(found("/mnt/share/"), Some(36));
         let over = format!("{table}39 38 0:31 / /mnt/auto rw - fuse.glusterfs gfs01:/v rw\n");
         assert_eq!(mounted_in(&over, Path::new("/mnt/auto")), Some(MountId(39)));
         assert!(mounted_on(Path::new("/proc")).is_some() && mounted_on(Path::new("/proc/self")).is_none());
@@ -55,7 +57,7 @@ mod tests {
 
     #[test]
     fn what_fstab_mounts_is_meant_to_be_a_mount() {
-        let table = "# /dev/sda /srv ext4\ngfs01:/berth\t/mnt/share glusterfs defaults,_netdev 0 0\n";
+        let table = "# /dev/sda /srv ext4\ngfs01:/berth\t/mnt/share/ glusterfs defaults,_netdev 0 0\n";
         assert!(is_in(table, Path::new("/mnt/share")));
         assert!(!is_in(table, Path::new("/srv")) && !is_in("", Path::new("/mnt/share")));
     }

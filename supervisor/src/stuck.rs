@@ -39,7 +39,7 @@ pub fn look(pids: impl IntoIterator<Item = i32>) -> Vec<Seen> {
 
 fn look_at(proc: &Path, pid: i32) -> Option<Seen> {
     let folder = proc.join(pid.to_string());
-    let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
+    let stat = wire::proc_text::read(folder.join("stat")).ok()?;
     let (before, after) = stat.rsplit_once(')')?;
     let (_, name) = before.split_once('(')?;
     let state = after.trim_start().chars().next()?;
@@ -109,7 +109,9 @@ mod tests {
         scratch.write("13/stat", "13 (x) S 1\n");
         scratch.write("13/wchan", "0");
         assert_eq!(look_at(scratch.path(), 13).unwrap().sleeps_in, None);
-        assert_eq!(look_at(scratch.path(), 14), None);
+        scratch.write("14/stat", b"14 (caf\xe9) D 1\n");
+        assert_eq!(look_at(scratch.path(), 14).unwrap().name, "caf\u{fffd}");
+        assert_eq!(look_at(scratch.path(), 15), None);
     }
 
     #[test]

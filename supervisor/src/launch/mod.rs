@@ -286,7 +286,7 @@ impl AsFd for InitLine {
 
 /// When process `pid` started, in clock ticks since boot (proc_pid_stat(5), field 22).
 pub fn start_time(pid: i32) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let stat = wire::proc_text::read(format!("/proc/{pid}/stat"))?;
     // The command's name is in parentheses and may itself hold any character.
     let after_name = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
     let field = after_name.split_ascii_whitespace().nth(22 - 3);

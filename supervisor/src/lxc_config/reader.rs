@@ -217,7 +217,7 @@ impl Setting {
     }
 
     pub(super) fn mount_entry(&self) -> Result<MountEntry, LxcConfigError> {
-        let fields: Vec<String> = self.value.split_ascii_whitespace().map(unescape_fstab).collect();
+        let fields: Vec<String> = self.value.split_ascii_whitespace().map(wire::proc_text::unescape).collect();
         let [source, target, fstype, options, ..] = fields.as_slice() else {
             return Err(self.bad("of the form source target type options"));
         };
@@ -278,9 +278,4 @@ impl Setting {
         let (soft, hard) = self.value.split_once(':').unwrap_or((&self.value, &self.value));
         Ok(Some(Rlimit { name: name.to_owned(), soft: number(soft)?, hard: number(hard)? }))
     }
-}
-
-/// Undoes fstab(5)'s octal escapes, as getmntent(3) does.
-fn unescape_fstab(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }

@@ -18,6 +18,7 @@ pub mod json;
 pub mod lease;
 pub mod logs;
 pub mod node;
+pub mod proc_text;
 pub mod size;
 pub mod state;
 pub mod stderr_log;
