@@ -61,6 +61,26 @@ impl Process {
         });
     }
 
+    /// What the kernel calls it: `/proc/<pid>/comm`; empty once it is gone.
+    pub fn name(&self) -> String {
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
+        name.trim_end().to_owned()
+    }
+
+    /// The kernel's function it sleeps in: `/proc/<pid>/wchan`; `0` or empty where it runs or is gone.
+    pub fn sleeps_in(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/wchan", self.pid)).unwrap_or_default()
+    }
+
+    /// How often it has gone to sleep by itself: `voluntary_ctxt_switches` of `/proc/<pid>/status`.
+    #[track_caller]
+    pub fn times_asleep(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        let times = line.and_then(|line| line.trim().parse().ok());
+        times.unwrap_or_else(|| panic!("{self:?} is gone"))
+    }
+
     /// Its state: field 3 of `/proc/<pid>/stat`; `X` once it is gone.
     pub fn state(&self) -> char {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();

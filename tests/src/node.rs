@@ -274,15 +274,12 @@ impl Node {
         &self.footprint
     }
 
-    /// The init of the only task: a clone of the supervisor that was never exec'd, so its command line is the
-    /// supervisor's.
+    /// The init of the only task. Its command line is the supervisor's, as a sweeper's is; its name is its own.
     #[track_caller]
-    pub fn monitor(&mut self) -> Process {
-        let daemon = if self.daemon.is_up() { self.daemon.pid() } else { 0 };
+    pub fn monitor(&self) -> Process {
         until("the monitor of a task", || {
             let all = self.footprint.processes();
-            let is_monitor = |process: &&Process| process.pid != daemon && process.cmdline.contains(SUPERVISOR);
-            all.iter().find(is_monitor).cloned().ok_or(all)
+            all.iter().find(|process| process.name() == "berth-init").cloned().ok_or(all)
         })
     }
 

@@ -10,6 +10,7 @@ use tests::cluster::{Cluster, Plan};
 use tests::daemon::run_to_end;
 use tests::hung_fuse::HungFuse;
 use tests::job::{job, job_with};
+use tests::leaks::Process;
 use tests::mount::detach;
 use tests::node::{Node, NodePlan};
 use tests::sandbox::is_root;
@@ -242,6 +243,16 @@ fn a_task_launched_in_vain_is_launched_again_though_its_end_could_not_be_read_at
     });
 }
 
+/// Who asks the share, once SIGKILL is of no use to it. It is a clone of the supervisor as a sweeper is, but that sleeps
+/// elsewhere.
+fn asking(node: &Node) -> Process {
+    until("who asks the share to hang in it", || {
+        let all = node.footprint().processes();
+        let hangs = |process: &&Process| process.state() == 'D' && process.sleeps_in() == "request_wait_answer";
+        all.iter().find(hangs).cloned().ok_or(all)
+    })
+}
+
 #[test]
 fn a_share_that_is_mounted_anew_is_asked_again_though_a_question_still_hangs_in_the_old_one() {
     if !is_root() {
@@ -255,8 +266,7 @@ fn a_share_that_is_mounted_anew_is_asked_again_though_a_question_still_hangs_in_
         behind.hang();
         let task = node.create(&job("echo ran"));
         says(node, "does not answer within 15 s; new tasks wait for it");
-        let asking = node.monitor();
-        until_true("its SIGKILL to be of no use", || asking.state() == 'D');
+        let asking = asking(node);
         detach(share.path());
         let mounted = Mounted::on(share.path());
         assert_eq!(node.wait_final(task)["status"], "Finished");
