@@ -63,6 +63,14 @@ impl HungFuse {
         &self.source
     }
 
+    /// Whether the server, one of [`HungFuse::mount_slow`], has a write in its hands: it sleeps for as long as that is to
+    /// take.
+    pub fn is_in_a_write(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.server.id())).into_iter().flatten().flatten();
+        let mut sleeps_in = threads.map(|thread| fs::read_to_string(thread.path().join("wchan")).unwrap_or_default());
+        sleeps_in.any(|function| function.contains("nanosleep"))
+    }
+
     /// Stops the server; from when this returns it answers nothing.
     pub fn hang(&self) {
         self.signal(Signal::STOP);

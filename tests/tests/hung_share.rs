@@ -1,6 +1,7 @@
 //! A share whose server answers nothing, as a dead GlusterFS does: the node's loop never stalls, limits hold, what is
 //! stuck is said to be stuck and by what, and all of it goes on when the server does.
 
+use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -20,7 +21,11 @@ fn on(share: &Path) -> NodePlan {
 
 /// Runs a test against a node whose share can hang. It goes on before the node is asked to be as it was.
 fn with_a_node(share: &HungFuse, test: impl FnOnce(&mut Node)) {
-    Node::alone_as(&on(share.path()), |node| {
+    with_a_node_of(&on(share.path()), share, test);
+}
+
+fn with_a_node_of(plan: &NodePlan, share: &HungFuse, test: impl FnOnce(&mut Node)) {
+    Node::alone_as(plan, |node| {
         let at_the_end = share.go_on_at_the_end();
         test(node);
         drop(at_the_end);
@@ -47,14 +52,14 @@ const WRITER: &str = "exec dd if=/dev/zero bs=128k count=8 2>/dev/null";
 
 /// Stops the server while it has a write of [`WRITER`] in its hands; the writer's pid.
 fn hang_on_a_write(share: &HungFuse, footprint: &Footprint) -> u32 {
-    let writer = footprint.process("sh -c exec dd").pid;
-    let wchan = format!("/proc/{writer}/wchan");
-    until("the write to be under way", || match std::fs::read_to_string(&wchan).unwrap_or_default() {
-        function if function == "request_wait_answer" => Ok(()),
+    let writer = footprint.process("sh -c exec dd");
+    // It waits as soon as its write is in the queue; until the server has taken that out, it can still be killed.
+    until("the write to be under way", || match (writer.sleeps_in(), share.is_in_a_write()) {
+        (function, true) if function == "request_wait_answer" => Ok(()),
         other => Err(other),
     });
     share.hang();
-    writer
+    writer.pid
 }
 
 fn final_event(node: &Node, task: u64) -> Value {
@@ -68,14 +73,16 @@ fn a_time_limit_and_a_kill_hold_while_the_share_hangs_and_their_ends_are_told_wh
         return;
     }
     let share = HungFuse::mount();
-    with_a_node(&share, |node| {
-        let limited = node.create(&job_with("echo begun; exec sleep 1000", &[("timeout", json!(1500))]));
+    // An init is not killed while it is looked at: that is its grace period and 5 s after the kill.
+    with_a_node_of(&on(share.path()).flags(&["--grace", "60s"]), &share, |node| {
+        let limited = node.create(&job_with("echo begun; exec sleep 1000", &[("timeout", json!(10_000))]));
         let killed = node.create(&job("echo begun; exec sleep 1001"));
         for task in [limited, killed] {
             node.wait_status(task, "Running");
             until("its output", || if node.stream(task, "task_stdout") == "begun\n" { Ok(()) } else { Err(task) });
         }
         share.hang();
+        assert_eq!(node.info(limited)["status"], "Running", "the limit was over before the share hung");
         node.kill(killed);
         // The command is dead though nothing of it can be written down on the share.
         until("both commands to be gone", || {
@@ -154,6 +161,12 @@ fn a_supervisor_starts_and_adopts_while_its_share_hangs() {
         node.wait_status(task, "Running");
         share.hang();
         let late = node.create(&job("echo late"));
+        // An init of which nothing is written down would be nobody's to call stuck.
+        let launched = format!("\"record\":\"launched\",\"task\":{late},");
+        until("its launch to be written down", || {
+            let journal = fs::read_to_string(node.state_dir().join("journal")).unwrap_or_default();
+            if journal.contains(&launched) { Ok(()) } else { Err(journal) }
+        });
         node.kill_supervisor();
         node.restart();
         assert_eq!(node.info(task)["status"], "Running");
@@ -200,7 +213,8 @@ fn the_master_shows_what_is_stuck_and_other_nodes_go_on() {
         });
         assert!(why.contains("the server of a FUSE file system"), "{why}");
         assert!(cluster.master.text(&details).contains("\nstuck            it has ended"), "no line of text");
-        let page = cluster.master.page(&format!("/job/details/{}?live=0", stuck.job_id));
+        let page = Request::get(&format!("/job/details/{}?live=0", stuck.job_id)).browser();
+        let page = cluster.master.send(page).expect(200).text();
         assert!(page.contains("Stuck: "), "{page}");
         // What would have to be read from the share is said to be unreadable, and in time.
         let shown = cluster.master.get(&format!("/job/details/{}", stuck.job_id));
@@ -224,7 +238,7 @@ fn readers_of_hung_logs_take_no_answer_from_anybody_else() {
     let share = HungFuse::mount();
     with_a_node(&share, |node| {
         let task = node.create(&job("echo something; exec sleep 1000"));
-        node.wait_status(task, "Running");
+        until("its output", || if node.stream(task, "task_stdout") == "something\n" { Ok(()) } else { Err(task) });
         share.hang();
         let asked: Vec<_> = (0..8)
             .map(|_| {
