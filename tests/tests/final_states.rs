@@ -2,10 +2,11 @@
 
 use std::fs;
 
+use rustix::process::Signal;
 use serde_json::json;
 use tests::cluster::{Cluster, Plan};
 use tests::job::{job, job_with};
-use tests::node::supervisor;
+use tests::node::{NodePlan, supervisor};
 use tests::wait::{short_ms, until};
 
 #[test]
@@ -133,7 +134,7 @@ fn an_image_that_is_broken_fails_the_job_and_says_at_which_step() {
 
 #[test]
 fn an_image_removed_after_submission_fails_the_job_or_keeps_it_waiting_with_the_reason() {
-    Plan::of_nodes([tests::node::NodePlan::default().cpu(1)]).run(|cluster| {
+    Plan::of_nodes([NodePlan::default().cpu(1)]).run(|cluster| {
         let first = cluster.master.submit(&job("sleep 1000"));
         cluster.master.wait_status(first.job_id, "Running");
         let second = cluster.master.submit(&job("true"));
@@ -161,7 +162,7 @@ fn an_image_removed_after_submission_fails_the_job_or_keeps_it_waiting_with_the_
 #[test]
 fn a_command_that_outlives_its_timeout_is_timeout() {
     Cluster::small(|cluster| {
-        let ended = cluster.run(&job_with("echo begun; sleep 1000", &[("timeout", json!(short_ms(300)))]));
+        let ended = cluster.run(&job_with("echo begun; sleep 1000", &[("timeout", json!(short_ms(5000)))]));
         assert_eq!(ended.status, "Timeout");
         assert_eq!(cluster.stdout(&ended), "begun\n");
     });
@@ -196,7 +197,8 @@ fn a_running_job_that_is_killed_is_killed() {
 
 #[test]
 fn a_killed_command_that_exits_0_on_sigterm_is_still_killed() {
-    Cluster::small(|cluster| {
+    let patient = NodePlan::default().flags(&["--grace", "60s"]);
+    Plan::of_nodes([patient]).run(|cluster| {
         let polite =
             cluster.master.submit(&job("trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.1; done"));
         until("the trap to be set", || {
@@ -225,7 +227,7 @@ fn a_command_that_ignores_sigterm_is_killed_after_its_grace_period() {
 
 #[test]
 fn a_pending_job_says_why_it_waits_and_is_killed_at_once() {
-    Plan::of_nodes([tests::node::NodePlan::default().cpu(1)]).run(|cluster| {
+    Plan::of_nodes([NodePlan::default().cpu(1)]).run(|cluster| {
         let first = cluster.master.submit(&job("sleep 1000"));
         cluster.master.wait_status(first.job_id, "Running");
         let second = cluster.master.submit(&job("true"));
@@ -309,17 +311,7 @@ fn a_task_whose_monitor_was_killed_is_failed_and_never_finished() {
     Cluster::small(|cluster| {
         let running = cluster.master.submit(&job("sleep 1000"));
         cluster.master.wait_status(running.job_id, "Running");
-        let daemon = cluster.node().daemon().pid();
-        let footprint = cluster.footprint();
-        // The monitor is a clone of the supervisor that was never exec'd, so its command line is the supervisor's.
-        let monitor = until("the monitor", || {
-            let all = footprint.processes();
-            let monitor =
-                all.iter().find(|process| process.pid != daemon && process.cmdline.contains("berth-supervisor"));
-            monitor.map(|process| process.pid).ok_or(all)
-        });
-        let pid = i32::try_from(monitor).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+        cluster.node().monitor().signal(Signal::KILL);
         assert_eq!(cluster.master.wait_final(running.job_id).outcome(), "Failed: lost");
     });
 }

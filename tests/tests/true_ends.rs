@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::job::{job, job_with};
 use tests::leaks::Process;
-use tests::node::Node;
+use tests::node::{Node, NodePlan};
 use tests::wait::{until, until_none};
 
 /// Its state, and why it failed if it did.
@@ -75,9 +75,9 @@ fn a_kill_that_comes_after_the_command_has_exited_0_leaves_it_finished() {
 #[test]
 fn a_timeout_that_comes_after_the_command_has_exited_0_leaves_it_finished() {
     Node::alone(|node| {
-        let it = end_unheard(node, "exit 0", &[("timeout", json!(5000))]);
+        let it = end_unheard(node, "exit 0", &[("timeout", json!(10_000))]);
         let ended = Instant::now();
-        until("the time to be up", || if ended.elapsed().as_millis() > 5000 { Ok(()) } else { Err(ended.elapsed()) });
+        until("the time to be up", || if ended.elapsed().as_secs() >= 10 { Ok(()) } else { Err(ended.elapsed()) });
         it.init.signal(Signal::CONT);
         assert_eq!(wait_outcome(node, it.task), "Finished");
     });
@@ -110,7 +110,7 @@ fn a_kill_during_the_grace_period_of_a_timeout_leaves_it_timeout() {
     Node::alone(|node| {
         let slow = "trap 'echo caught; while [ ! -e over ]; do sleep 0.02; done; exit 0' TERM; \
                     echo ready; while :; do sleep 0.02; done";
-        let task = node.create(&job_with(slow, &[("timeout", json!(1000))]));
+        let task = node.create(&job_with(slow, &[("timeout", json!(5000))]));
         wait_said(node, task, "caught");
         node.kill(task);
         assert_eq!(wait_outcome(node, task), "Timeout");
@@ -121,9 +121,10 @@ fn a_kill_during_the_grace_period_of_a_timeout_leaves_it_timeout() {
 
 #[test]
 fn a_timeout_during_the_grace_period_of_a_kill_leaves_it_killed() {
-    Node::alone(|node| {
+    // Begun before the time is up, and over after it.
+    Node::alone_as(&NodePlan::default().flags(&["--grace", "15s"]), |node| {
         let slow = "trap 'echo caught' TERM; echo ready; while :; do sleep 0.02; done";
-        let task = node.create(&job_with(slow, &[("timeout", json!(4000))]));
+        let task = node.create(&job_with(slow, &[("timeout", json!(10_000))]));
         wait_said(node, task, "ready");
         node.kill(task);
         wait_said(node, task, "caught");
@@ -135,7 +136,7 @@ fn a_timeout_during_the_grace_period_of_a_kill_leaves_it_killed() {
 fn a_command_that_exits_0_on_the_sigterm_of_its_timeout_is_timeout() {
     Node::alone(|node| {
         let polite = "trap 'echo bye; exit 0' TERM; while :; do sleep 0.02; done";
-        let task = node.create(&job_with(polite, &[("timeout", json!(500))]));
+        let task = node.create(&job_with(polite, &[("timeout", json!(5000))]));
         let info = node.wait_final(task);
         assert_eq!((outcome(&info), &info["exitCode"]), ("Timeout".to_owned(), &Value::Null));
         assert_eq!(node.stream(task, "task_stdout"), "bye\n");
