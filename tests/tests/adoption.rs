@@ -1,9 +1,10 @@
 //! kill -9 at any moment: tasks go on, ends are recorded, and every job ends with its true state, once.
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, Plan};
 use tests::job::{Job, job, job_with};
+use tests::leaks::{self, Process};
 use tests::node::{Node, NodePlan};
 use tests::wait::{short_ms, until, until_none};
 
@@ -14,9 +15,7 @@ fn small(command: &str) -> Value {
 
 /// Ends a task's sleep from outside, so that its command line goes on.
 fn wake(node: &Node, seconds: u32) {
-    let sleep = node.footprint().process(&format!("sleep {seconds}"));
-    let pid = i32::try_from(sleep.pid).ok().and_then(Pid::from_raw).expect("a pid");
-    kill_process(pid, Signal::KILL).expect("to wake the task");
+    node.footprint().process(&format!("sleep {seconds}")).signal(Signal::KILL);
 }
 
 #[test]
@@ -80,7 +79,7 @@ fn a_memory_hog_that_ended_while_nobody_watched_is_out_of_memory() {
 #[test]
 fn a_timeout_holds_without_a_supervisor() {
     Node::alone(|node| {
-        let task = node.create(&job_with("sleep 1000", &[("timeout", json!(short_ms(1500)))]));
+        let task = node.create(&job_with("sleep 1000", &[("timeout", json!(short_ms(5000)))]));
         node.wait_status(task, "Running");
         node.kill_supervisor();
         until_none("the task to be stopped by its monitor", || node.footprint().processes());
@@ -161,9 +160,19 @@ fn a_supervisor_that_is_asked_to_stop_leaves_its_tasks_alone() {
     });
 }
 
-/// A hundred jobs of three kinds, submitted and seen to run.
+/// What each of the hundred jobs does until it is ended from outside.
+const SLEEP: &str = "sleep 86001";
+
+/// Those that sleep now.
+fn sleeps(cluster: &Cluster) -> Vec<Process> {
+    let mut all = cluster.footprint().processes();
+    all.retain(|process| process.cmdline == SLEEP);
+    all
+}
+
+/// A hundred jobs of two kinds, submitted, and most of them seen to run.
 fn hundred_running_jobs(cluster: &Cluster) -> Vec<Job> {
-    let command = |n: u32| format!("echo once; sleep {}; exit {}", 5 + n % 3, n % 2 * 7);
+    let command = |n: u32| format!("echo once; {SLEEP}; exit {}", n % 2 * 7);
     let jobs: Vec<Value> = (0..100).map(|n| small(&command(n))).collect();
     let jobs = cluster.master.submit_all(&jobs);
     until("most of the jobs to run", || {
@@ -175,7 +184,19 @@ fn hundred_running_jobs(cluster: &Cluster) -> Vec<Job> {
     jobs
 }
 
+/// Ends a third of the jobs, while somebody is not there to hear of it.
+fn wake_some(cluster: &Cluster) {
+    sleeps(cluster).iter().step_by(3).for_each(leaks::end);
+}
+
 fn every_job_ended_truly_and_once(cluster: &Cluster, jobs: Vec<Job>) {
+    until("every job to end", || {
+        sleeps(cluster).iter().for_each(leaks::end);
+        let table = cluster.master.get("/job/table?limit=200");
+        let jobs: Vec<Job> = table.as_array().into_iter().flatten().map(Job::from_json).collect();
+        let open: Vec<Job> = jobs.into_iter().filter(|job| !job.is_final()).collect();
+        if open.is_empty() { Ok(()) } else { Err(open) }
+    });
     for (n, job) in jobs.into_iter().enumerate() {
         let ended = cluster.master.wait_final(job.job_id);
         let outcome = if n % 2 == 0 { "Finished" } else { "Failed: exit code 7" };
@@ -191,6 +212,7 @@ fn a_hundred_jobs_survive_the_kill_of_the_supervisor() {
     Plan::of_nodes([NodePlan::default()]).run(|cluster| {
         let jobs = hundred_running_jobs(cluster);
         cluster.node().kill_supervisor();
+        wake_some(cluster);
         cluster.node().restart();
         every_job_ended_truly_and_once(cluster, jobs);
     });
@@ -201,6 +223,7 @@ fn a_hundred_jobs_survive_the_kill_of_the_master() {
     Plan::of_nodes([NodePlan::default()]).run(|cluster| {
         let jobs = hundred_running_jobs(cluster);
         cluster.master.daemon().kill();
+        wake_some(cluster);
         cluster.master.daemon().restart();
         every_job_ended_truly_and_once(cluster, jobs);
     });
@@ -212,6 +235,7 @@ fn a_hundred_jobs_survive_the_kill_of_both() {
         let jobs = hundred_running_jobs(cluster);
         cluster.master.daemon().kill();
         cluster.node().kill_supervisor();
+        wake_some(cluster);
         cluster.node().restart();
         cluster.master.daemon().restart();
         every_job_ended_truly_and_once(cluster, jobs);

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use rustix::process::Signal;
 use serde_json::json;
 use tests::cluster::{Cluster, Plan};
 use tests::job::{job, job_with};
@@ -42,11 +43,14 @@ fn a_job_that_was_answered_is_there_after_kill_9() {
 #[test]
 fn what_ended_while_the_master_was_down_is_known_after() {
     Cluster::small(|cluster| {
-        let good = cluster.master.submit(&job("sleep 1; echo done"));
-        let bad = cluster.master.submit(&job("sleep 1; exit 6"));
+        let good = cluster.master.submit(&job("sleep 91002; echo done"));
+        let bad = cluster.master.submit(&job("sleep 91003; exit 6"));
         cluster.master.wait_status(good.job_id, "Running");
         cluster.master.wait_status(bad.job_id, "Running");
         cluster.master.daemon().kill();
+        for sleep in ["sleep 91002", "sleep 91003"] {
+            cluster.footprint().process(sleep).signal(Signal::KILL);
+        }
         until("the tasks to end without a master", || {
             let resource = cluster.nodes[0].get("/resource");
             if resource["tasks"] == 0 { Ok(()) } else { Err(resource) }
@@ -76,11 +80,12 @@ fn pending_jobs_run_after_a_restart() {
 #[test]
 fn a_node_that_is_silent_for_a_moment_is_taken_up_again() {
     Cluster::small(|cluster| {
-        let running = cluster.master.submit(&job("sleep 2; echo done"));
+        let running = cluster.master.submit(&job("sleep 91004; echo done"));
         cluster.master.wait_status(running.job_id, "Running");
         cluster.node().daemon().stop();
         let meanwhile = cluster.master.submit(&job("true"));
         cluster.node().restart();
+        cluster.footprint().process("sleep 91004").signal(Signal::KILL);
         assert_eq!(cluster.master.wait_final(running.job_id).outcome(), "Finished");
         assert_eq!(cluster.master.wait_final(meanwhile.job_id).outcome(), "Finished");
         cluster.master.wait_nodes_ready(1);
