@@ -23,15 +23,17 @@ impl Client {
     pub fn start(cluster: &Cluster, masters: &[SocketAddr], words: &[&str]) -> Client {
         let script = binary("berth-master").ancestors().nth(3).expect("a workspace").join("scripts/berth");
         let masters: Vec<String> = masters.iter().map(|addr| format!("http://{addr}")).collect();
+        let (name, folder) = (words.join(" "), cluster.sandbox().dir());
+        let scratch = beside_its_output(folder, &name, "tmp");
+        fs::create_dir_all(&scratch).expect("make a folder");
         let mut command = Command::new(script);
-        command.args(words).env("BERTH_MASTER", masters.join(" "));
-        Client::spawn(command, &words.join(" "), cluster.sandbox().dir())
+        command.args(words).env("BERTH_MASTER", masters.join(" ")).env("TMPDIR", scratch);
+        Client::spawn(command, &name, folder)
     }
 
     /// A command that becomes `berth WORDS`, wherever it runs. Its output goes into that folder.
     pub fn spawn(mut command: Command, words: &str, folder: &Path) -> Client {
-        let file = |kind: &str| folder.join(format!("berth_{}.{kind}", words.replace(' ', "_")));
-        let (stdout, stderr) = (file("out"), file("err"));
+        let [stdout, stderr] = ["out", "err"].map(|kind| beside_its_output(folder, words, kind));
         command.stdin(Stdio::null());
         command.stdout(File::create(&stdout).expect("create")).stderr(File::create(&stderr).expect("create"));
         let child = command.spawn().expect("run scripts/berth");
@@ -61,6 +63,17 @@ impl Client {
         });
     }
 
+    /// Waits until a master has answered it, if it is one of [`Client::start`]: it keeps the last answer in a folder of
+    /// its own.
+    pub fn wait_for_an_answer(&self) {
+        let scratch = self.stdout.with_extension("tmp");
+        until(format!("berth {} to be answered", self.words), || {
+            let folders = fs::read_dir(&scratch).into_iter().flatten().flatten();
+            let mut answers = folders.filter_map(|folder| fs::metadata(folder.path().join("answer")).ok());
+            if answers.any(|answer| answer.len() > 0) { Ok(()) } else { Err(self.complained()) }
+        });
+    }
+
     /// Waits for its end; `None`: by a signal.
     pub fn exit_code(&mut self) -> Option<i32> {
         until(format!("berth {} to end", self.words), || match self.child.try_wait() {
@@ -68,6 +81,10 @@ impl Client {
             other => Err((format!("{other:?}"), self.complained())),
         })
     }
+}
+
+fn beside_its_output(folder: &Path, words: &str, kind: &str) -> PathBuf {
+    folder.join(format!("berth_{}.{kind}", words.replace(' ', "_")))
 }
 
 impl Drop for Client {

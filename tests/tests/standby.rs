@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
+use rustix::process::Signal;
 use tests::client::Client;
 use tests::cluster::{Cluster, Plan};
 use tests::job::job;
@@ -69,6 +70,7 @@ fn a_client_that_waits_or_follows_goes_on_with_the_master_that_took_over() {
         let mut waits = Client::start(cluster, &masters, &["wait", &id]);
         let mut follows = Client::start(cluster, &masters, &["logs", "-f", &id]);
         follows.wait_for("first\n");
+        waits.wait_for_an_answer();
         cluster.master.daemon().kill();
         second.wait_until_there();
         for client in [&waits, &follows] {
@@ -154,11 +156,16 @@ fn one_who_waits_for_a_folder_that_is_not_there_is_refused_and_does_not_make_it(
 fn a_master_that_was_stopped_keeps_its_place_until_it_is_killed() {
     plan().run(|cluster| {
         let mut second = standby(cluster);
-        let running = cluster.master.submit(&job("sleep 1; echo done"));
+        let running = cluster.master.submit(&job("sleep 91005; echo done"));
         cluster.master.wait_status(running.job_id, "Running");
         cluster.master.daemon().freeze(true);
-        // Long enough for the node to be done with the job, and for the standby to have asked again and again.
+        cluster.footprint().process("sleep 91005").signal(Signal::KILL);
         until_true("the task to end unheard", || cluster.nodes[0].get("/resource")["tasks"] == 0);
+        let all = cluster.footprint().processes();
+        let waits = all.iter().find(|process| process.pid == second.daemon().pid()).expect("the standby");
+        // It sleeps between one question and the next.
+        let asked = waits.times_asleep() + 5;
+        until_true("the standby to have asked again and again", || waits.times_asleep() >= asked);
         assert!(!second.is_there(), "a lock is not given up by one that sleeps");
         assert_eq!(claims(cluster), 1);
         cluster.master.daemon().kill();
