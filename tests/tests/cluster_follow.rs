@@ -46,7 +46,7 @@ fn who_follows_a_log_on_the_volume_has_it_as_it_grows_byte_by_byte_and_the_next_
     Gluster::of_readme(|gluster| {
         let first = &gluster.machines[0];
         first.stop_daemon("berth-master");
-        gluster.start_daemon(first, "berth-master", "--node-timeout 2s --lease 5s");
+        gluster.start_daemon(first, "berth-master", "--node-timeout 2s --lease 15s");
         a_log_that_grows_on_another_host_arrives_and_can_be_gone_on_with(gluster);
         a_job_that_is_tried_again_elsewhere_ends_the_answer_and_the_client_goes_on(gluster);
     });

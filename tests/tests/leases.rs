@@ -21,10 +21,14 @@ const TASKS: usize = 4;
 
 /// Two nodes on hosts of their own, lost after a second; a lease that a busy machine can keep.
 fn apart(test: impl FnOnce(&mut Cluster)) {
+    apart_with_lease("5s", test);
+}
+
+fn apart_with_lease(lease: &str, test: impl FnOnce(&mut Cluster)) {
     let node = |mem| NodePlan { flags: vec!["--grace".into(), "300ms".into()], ..NodePlan::default().mem(mem) };
     // Whatever is submitted goes to the first one, as long as that answers.
     let mut plan = Plan::of_nodes([node(8192), node(4096)]).apart();
-    plan.master.flags = ["--node-timeout", "1s", "--lease", "5s"].map(str::to_owned).to_vec();
+    plan.master.flags = ["--node-timeout", "1s", "--lease", lease].map(str::to_owned).to_vec();
     plan.run(|cluster| {
         make_one_lock_of_all_logs(cluster);
         test(cluster);
@@ -166,7 +170,7 @@ fn behind_a_cut_cable_a_job_that_is_to_fail_fails_once_its_task_is_dead() {
 
 #[test]
 fn a_cable_that_is_out_for_less_than_the_lease_costs_nothing() {
-    apart(|cluster| {
+    apart_with_lease("60s", |cluster| {
         let (id, node) = start(cluster, "retry");
         cluster.cut(node);
         until("the node to be lost", || {
@@ -238,17 +242,20 @@ fn a_master_that_is_started_anew_during_the_cut_waits_for_the_lease_as_well() {
 
 #[test]
 fn a_job_that_outlives_many_leases_is_left_alone_over_restarts_of_both_daemons() {
-    apart(|cluster| {
+    apart_with_lease("10s", |cluster| {
         let (id, node) = start(cluster, "retry");
         let started = cluster.master.job(id).started_at.clone().expect("it has started");
         cluster.nodes[node].kill_supervisor();
         cluster.nodes[node].restart();
+        // An answer to the master renews the lease.
+        cluster.master.wait_nodes_ready(2);
         cluster.master.daemon().kill();
         cluster.master.daemon().restart();
+        cluster.master.wait_nodes_ready(2);
         let started: jiff::Timestamp = started.parse().expect("a time");
         until("two leases to pass", || {
             let lasted = jiff::Timestamp::now().duration_since(started);
-            if lasted.as_secs() >= 11 { Ok(()) } else { Err(lasted) }
+            if lasted.as_secs() >= 21 { Ok(()) } else { Err(lasted) }
         });
         let job = cluster.master.job(id);
         assert_eq!((job.status.as_str(), job.attempt), ("Running", 1));
