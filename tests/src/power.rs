@@ -136,8 +136,8 @@ fn shared_tasks(jobs: &BTreeMap<u64, Job>) -> Vec<String> {
 
 /// Jobs that said twice that they ran.
 pub fn doubled(share: &Path) -> Vec<String> {
-    let runs = ledger::runs(share).into_iter().filter(|(_, runs)| *runs > 1);
-    runs.map(|(job, runs)| format!("job {job} ran {runs} times")).collect()
+    let runs = ledger::runs(share).into_iter().filter(|(_, runs)| runs.len() > 1);
+    runs.map(|(job, runs)| format!("job {job} ran {} times", runs.len())).collect()
 }
 
 /// The master's newest jobs, by number.
