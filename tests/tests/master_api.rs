@@ -201,7 +201,7 @@ fn the_whole_of_a_log_is_given_byte_for_byte_and_never_as_a_page() {
         let ended = cluster.run(&job("printf '<b>\\000\\377\\n'; yes | head -c 5000000; echo '<i>' >&2"));
         let whole = |log: &str| {
             let path = format!("/job/output/{}/{log}", ended.job_id);
-            let answer = cluster.master.send(Request::get(&path).browser()).expect(200);
+            let answer = cluster.master.get_with_logs(&Request::get(&path).browser());
             assert!(answer.header("content-type").is_some_and(|mime| mime.starts_with("text/plain")), "{answer:?}");
             assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{answer:?}");
             answer.body
