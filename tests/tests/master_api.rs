@@ -25,7 +25,7 @@ const FORM: [(&str, &str); 7] = [
     ("cmdline", "echo form"),
     ("pkgpath", ""),
     ("imgid", "busybox"),
-    ("timeout", "5000"),
+    ("timeout", "60000"),
 ];
 
 #[test]
@@ -63,7 +63,7 @@ fn the_form_of_the_original_creates_a_job_and_sends_the_browser_home() {
         let answer = cluster.master.send(form).expect(303);
         assert_eq!(answer.header("location"), Some("/"));
         let created = table(cluster, "").remove(0);
-        assert_eq!((created.name.as_str(), created.timeout), ("from a form", 5000));
+        assert_eq!((created.name.as_str(), created.timeout), ("from a form", 60_000));
         let ended = cluster.master.wait_final(created.job_id);
         assert_eq!(ended.outcome(), "Finished");
         assert_eq!(cluster.stdout(&ended), "form\n");
@@ -105,7 +105,7 @@ fn a_list_of_jobs_in_a_form_field_is_taken_too() {
 #[test]
 fn the_example_of_the_readme_runs_by_curl() {
     Cluster::small(|cluster| {
-        let text = r#"[{"name":"a","resource":{"cpu":"0","mem":64},"commandLine":"cat /proc/self/cgroup; id; ls /workspace","packagePath":"","imageId":"busybox","timeout":5000}]"#;
+        let text = r#"[{"name":"a","resource":{"cpu":"0","mem":64},"commandLine":"cat /proc/self/cgroup; id; ls /workspace","packagePath":"","imageId":"busybox","timeout":60000}]"#;
         let created = cluster.master.send(Request::post("/job/create_json").body("application/json", text));
         assert!(matches!(created.status, 200 | 201), "{created:?}");
         let id = created.json()[0]["jobId"].as_u64().expect("jobId");
