@@ -1,10 +1,14 @@
 //! One running berth binary: found, started on a free port, watched, stopped by its pid.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -290,11 +294,52 @@ fn own_addr() -> SocketAddr {
 
 /// An address nobody listens on. Below the ephemeral ports, so that no client's own port can take it.
 pub fn free_addr() -> SocketAddr {
+    static BLOCK: LazyLock<PortBlock> = LazyLock::new(PortBlock::take);
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 10_000 + (std::process::id() % 200) * 100;
-    let addr = |offset: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(first).unwrap_or(10_000) + offset));
-    std::iter::repeat_with(|| addr(NEXT.fetch_add(1, Ordering::Relaxed) % 2000))
-        .take(2000)
+    let addr = |offset: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, BLOCK.first + offset));
+    std::iter::repeat_with(|| addr(NEXT.fetch_add(1, Ordering::Relaxed) % PortBlock::PORTS))
+        .take(PortBlock::PORTS.into())
         .find(|addr| TcpListener::bind(addr).is_ok())
-        .unwrap_or_else(|| panic!("no free port from {first} on"))
+        .unwrap_or_else(|| panic!("no free port from {} on", BLOCK.first))
+}
+
+/// Ports that no other process of these tests takes while this one lives: a daemon of ours that is to come back finds
+/// its own free.
+struct PortBlock {
+    first: u16,
+    /// In the abstract namespace (unix(7)), so the kernel lets go of it when we end, however we do.
+    _claim: UnixListener,
+}
+
+impl PortBlock {
+    const FIRST: u16 = 10_000;
+    const PORTS: u16 = 200;
+    const BLOCKS: u16 = 100;
+
+    fn take() -> PortBlock {
+        let own = u16::try_from(std::process::id() % u32::from(PortBlock::BLOCKS)).unwrap_or(0);
+        until("a block of ports that no other test has", || {
+            let mut blocks = (0..PortBlock::BLOCKS).map(|offset| (own + offset) % PortBlock::BLOCKS);
+            blocks.find_map(|block| PortBlock::claim(block).ok()).ok_or("none")
+        })
+    }
+
+    fn claim(block: u16) -> io::Result<PortBlock> {
+        let name = unix::net::SocketAddr::from_abstract_name(format!("berth-test-ports-{block}"))?;
+        let claim = UnixListener::bind_addr(&name)?;
+        Ok(PortBlock { first: PortBlock::FIRST + block * PortBlock::PORTS, _claim: claim })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_of_ports_is_claimed_by_one_at_a_time() {
+        let mine = PortBlock::take();
+        let block = (mine.first - PortBlock::FIRST) / PortBlock::PORTS;
+        assert!(PortBlock::claim(block).is_err());
+        assert_ne!(PortBlock::take().first, mine.first);
+    }
 }
