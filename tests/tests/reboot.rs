@@ -40,7 +40,7 @@ fn what_ran_is_node_rebooted_and_what_had_ended_stays_what_it_was() {
         let running = node.create(&job("echo once; exec sleep 83001"));
         let unheard = node.create(&job("echo once; while [ ! -e over ]; do sleep 0.02; done; exit 4"));
         node.wait_status(running, "Running");
-        let payload = node.footprint().process("sh -c");
+        let payload = node.footprint().process("sh -c echo once; while");
         until("the command to begin", || {
             let said = node.stream(unheard, "task_stdout");
             if said.is_empty() { Err(said) } else { Ok(()) }

@@ -114,6 +114,8 @@ fn tasks_of_jobs_that_the_older_copy_does_not_know_are_named_left_alone_and_can_
         let tasks: Vec<i64> =
             unknown.iter().map(|job| cluster.master.wait_status(job.job_id, "Running").task_id).collect();
         put_back(cluster, &backup);
+        // It asks its nodes first, but not for ever.
+        cluster.master.wait_nodes_ready(1);
         let fresh = cluster.run(&job("true"));
         assert!(fresh.job_id > unknown[1].job_id + 1, "{fresh:?}");
         let said = until_noted(cluster, "runs 2 tasks of this master that its database does not know").remove(0);
