@@ -251,16 +251,22 @@ impl Connection {
     /// True the first time.
     pub(super) fn notice_finish(&mut self, limits: &Limits, now: Instant) -> bool {
         // Bytes pipelined in front of the end are requests that still want their answers.
-        let finished = match self.stream.peek(&mut [0]) {
-            Ok(count) => count == 0,
-            Err(error) => error.kind() != ErrorKind::WouldBlock,
-        };
+        let finished = self.input.is_empty()
+            && match self.stream.peek(&mut [0]) {
+                Ok(count) => count == 0,
+                Err(error) => error.kind() != ErrorKind::WouldBlock,
+            };
         let first = finished && !self.peer_finished;
         self.peer_finished |= finished;
         if let (true, Stage::Asked { until, .. }) = (first, &mut self.stage) {
             *until = Some(now + limits.idle);
         }
         first
+    }
+
+    /// The same, of a peer whose end was told of before its request was whole: no event tells of it again.
+    pub(super) fn notice_finish_ahead(&mut self, limits: &Limits, now: Instant) -> bool {
+        self.end_ahead && self.notice_finish(limits, now)
     }
 
     /// Queues the whole answer; `drive` sends it.

@@ -339,7 +339,13 @@ impl Server {
         let id = self.id(slot);
         match progress {
             Progress::Over => return self.end(slot, now),
-            Progress::Complete(request) => self.requests.push_back((id, request)),
+            Progress::Complete(request) => {
+                self.requests.push_back((id, request));
+                let connection = self.slots[slot].connection.as_mut();
+                if connection.is_some_and(|connection| connection.notice_finish_ahead(&self.limits, now)) {
+                    self.closed.push_back(id);
+                }
+            }
             Progress::NextTurn => {
                 self.next_turn.insert(id);
                 self.next_turn_at.get_or_insert(now);

@@ -76,8 +76,8 @@ impl Drop for Served {
 
 fn turn(poll: &mut Poll, server: &mut Server) {
     let mut events = Events::with_capacity(64);
-    let wait = server.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    poll.poll(&mut events, wait).unwrap();
+    let wait = server.next_deadline().map_or(PATIENCE, |deadline| deadline.saturating_duration_since(Instant::now()));
+    poll.poll(&mut events, Some(wait)).unwrap();
     let now = Instant::now();
     for event in &events {
         if server.owns(event.token()) {
@@ -309,6 +309,37 @@ fn of_one_that_has_sent_much_only_a_part_is_read_in_a_turn() {
         // While there is more of the first.
         turn_until_there_is_more(&mut poll, &mut server);
     }
+}
+
+#[test]
+fn who_is_gone_as_soon_as_it_has_asked_is_known_to_be_gone() {
+    let mut poll = Poll::new().unwrap();
+    let registry = poll.registry().try_clone().unwrap();
+    let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default(), registry, 1..10).unwrap();
+    let mut client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+    // What comes next finds it accepted, and in the middle of a head.
+    client.write_all(b"GET /park HTTP/1.1\r\n").unwrap();
+    while server.open_connections() == 0 {
+        turn(&mut poll, &mut server);
+    }
+    // Both before the server looks again, so that one event tells of both, or of the end first.
+    client.write_all(b"Host: a\r\n\r\n").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let asked = loop {
+        turn(&mut poll, &mut server);
+        if let Some((asked, _)) = server.next_request() {
+            break asked;
+        }
+    };
+    let give_up = Instant::now() + PATIENCE;
+    let gone = loop {
+        if let Some(gone) = server.next_closed() {
+            break gone;
+        }
+        assert!(Instant::now() < give_up, "no event tells of it again");
+        turn(&mut poll, &mut server);
+    };
+    assert_eq!(gone, asked);
 }
 
 #[test]
