@@ -329,6 +329,7 @@ impl Containers {
     /// The task is over: its cgroups and its folder are to go.
     pub fn release(&mut self, task: TaskId, now: Now) {
         self.log_root.forget(task);
+        self.suspects.remove(&task);
         self.remove_remnant(&ContainerId(task).to_string(), now);
     }
 
@@ -387,6 +388,7 @@ impl Containers {
     /// Removes what an earlier launch of the task left; [`Containers::take_cleared`] tells when that is done.
     pub fn clear_for_launch(&mut self, task: TaskId, now: Now) {
         self.clearing.insert(task, Again::at_once(now));
+        self.suspects.insert(task, Suspect::to_give_way(now));
     }
 
     /// Tasks that nothing is in the way of any more.
@@ -394,6 +396,7 @@ impl Containers {
         let mut cleared = Vec::new();
         for (task, again) in take_due(&mut self.clearing, now) {
             if self.put_aside(task) {
+                self.suspects.remove(&task);
                 cleared.push(task);
             } else {
                 self.clearing.insert(task, again.later(now));

@@ -260,6 +260,12 @@ fn processes_and_mounts(containers: &Path, known: &Known) -> Vec<Leak> {
     leaks
 }
 
+/// The inits of a container, whoever launched them.
+pub fn inits_of(container: &str, containers: &Path) -> Vec<i32> {
+    let is_its = |pid: &u32| init_of(*pid, containers).is_some_and(|name| name == container);
+    pids().into_iter().filter(is_its).map(u32::cast_signed).collect()
+}
+
 fn pids() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()

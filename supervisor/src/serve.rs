@@ -271,6 +271,7 @@ impl Supervisor {
             self.table.apply(task, event, now);
         }
         for task in self.containers.take_cleared(now) {
+            self.table.call_stuck(task, None);
             self.table.queue(task);
         }
         for (task, why) in self.containers.take_looks(now) {

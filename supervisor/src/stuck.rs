@@ -24,6 +24,8 @@ pub struct Seen {
 /// What the task should be doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Should {
+    /// An earlier launch of it, of which nothing is written down, should be gone.
+    GiveWay,
     /// Its container should be ready by now.
     Begin,
     /// It was killed, and should be gone.
@@ -53,7 +55,8 @@ pub fn in_words(should: Should, seen: &[Seen]) -> Option<String> {
     let held: Vec<String> = seen.iter().filter(|process| is_held(process)).take(NAMED).map(say).collect();
     let held = held.join(", ");
     match (should, held.is_empty()) {
-        (Should::Begin | Should::Leave, true) => None,
+        (Should::GiveWay | Should::Begin | Should::Leave, true) => None,
+        (Should::GiveWay, false) => Some(format!("an earlier launch of it is in the way: {held}")),
         (Should::Begin, false) => Some(format!("its container is not ready: {held}")),
         (Should::BeGone, true) => Some("it was killed and has not ended yet".to_owned()),
         (Should::BeGone, false) => Some(format!("it was killed and cannot end: {held}")),
@@ -124,6 +127,7 @@ mod tests {
              (request_wait_answer), process 12 (sh) is in uninterruptible sleep (jbd2_log_wait_commit)"
         );
         assert!(in_words(Should::Leave, &others).unwrap().starts_with("it has ended and cannot go away: "));
+        assert!(in_words(Should::GiveWay, &others).unwrap().starts_with("an earlier launch of it is in the way: "));
     }
 
     #[test]
@@ -131,6 +135,7 @@ mod tests {
         let busy = [seen('R', None), seen('S', Some("do_wait"))];
         assert_eq!(in_words(Should::Begin, &busy), None);
         assert_eq!(in_words(Should::Leave, &busy), None);
+        assert_eq!(in_words(Should::GiveWay, &busy), None);
         assert_eq!(in_words(Should::BeGone, &busy).unwrap(), "it was killed and has not ended yet");
     }
 }

@@ -181,6 +181,32 @@ fn a_supervisor_starts_and_adopts_while_its_share_hangs() {
     });
 }
 
+#[test]
+fn an_init_that_hangs_and_of_which_nothing_is_written_down_is_said_to_be_in_the_way() {
+    if !is_root() {
+        return;
+    }
+    let share = HungFuse::mount();
+    with_a_node(&share, |node| {
+        node.kill_supervisor();
+        node.daemon().restart_with_fault("launch.cloned");
+        share.hang();
+        // It may die before it answers, and has written down that it takes the task.
+        let attempt = [("jobId", json!(1)), ("attempt", json!(1)), ("master", json!("aa"))];
+        let request = job_with("echo at last", &attempt);
+        let _ = Request::post("/task/create").json(&request).try_send(node.addr());
+        node.daemon().wait_for_its_end();
+        node.restart();
+        let task = node.create(&request);
+        let why = wait_stuck(node, task);
+        assert!(why.starts_with("an earlier launch of it is in the way: process "), "{why}");
+        share.go_on();
+        assert_eq!(node.wait_final(task)["status"], "Finished");
+        assert_eq!(node.stream(task, "task_stdout"), "at last\n");
+        assert!(node.info(task)["stuck"].is_null());
+    });
+}
+
 /// The share of the master and of node 0 can hang; node 1 has a local one.
 fn with_a_cluster(share: &HungFuse, test: impl FnOnce(&mut Cluster)) {
     let local = NodePlan::default().flags(&["--grace", "300ms"]);

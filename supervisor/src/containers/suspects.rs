@@ -6,6 +6,7 @@ use wire::{ContainerId, TaskId};
 
 use super::Containers;
 use crate::launch::record;
+use crate::leaks;
 use crate::stuck::{self, Should};
 use crate::task::Now;
 
@@ -24,6 +25,11 @@ pub(super) struct Suspect {
 }
 
 impl Suspect {
+    /// What an earlier launch of it left should be gone soon.
+    pub(super) fn to_give_way(now: Now) -> Suspect {
+        Suspect { should: Should::GiveWay, look_at: now.instant + LEFT_BY_THEN, pause: LEFT_BY_THEN }
+    }
+
     /// Its container should be ready soon.
     pub(super) fn to_begin(now: Now) -> Suspect {
         Suspect { should: Should::Begin, look_at: now.instant + READY_BY_THEN, pause: READY_BY_THEN }
@@ -66,9 +72,14 @@ impl Containers {
     }
 
     fn look_why(&self, task: TaskId, should: Should) -> Option<String> {
-        let init = self.inits.get(&task)?;
-        let members = self.layouts[init.layout].members(&ContainerId(task).to_string());
-        stuck::in_words(should, &stuck::look(members.into_iter().chain([init.pid])))
+        let name = ContainerId(task).to_string();
+        let pids = match self.inits.get(&task) {
+            Some(init) => [self.layouts[init.layout].members(&name), vec![init.pid]].concat(),
+            // Whose is not known: it is looked for as a leak would be.
+            None if should == Should::GiveWay => leaks::inits_of(&name, &self.places.containers),
+            None => return None,
+        };
+        stuck::in_words(should, &stuck::look(pids))
     }
 }
 
