@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use wire::fault::VARIABLE;
 
 use crate::http::Request;
 use crate::netns::Host;
-use crate::wait::until;
+use crate::wait::{PATIENCE, until, until_within};
 
 /// How often another port is tried when somebody took ours between the look and the bind.
 const PORTS_TO_TRY: u32 = 5;
@@ -267,9 +268,16 @@ impl Drop for Running {
 /// prints must fit a pipe's buffer.
 #[track_caller]
 pub fn run_to_end(command: &mut Command) -> Output {
+    run_to_end_within(PATIENCE, command)
+}
+
+/// [`run_to_end`] for what takes its time.
+#[track_caller]
+pub fn run_to_end_within(patience: Duration, command: &mut Command) -> Output {
     let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Running(piped.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}")));
-    let status = until(format!("{command:?} to end"), || child.0.try_wait().ok().flatten().ok_or("it runs"));
+    let wanted = format!("{command:?} to end");
+    let status = until_within(patience, wanted, || child.0.try_wait().ok().flatten().ok_or("it runs"));
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let out = child.0.stdout.take().map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut stdout));
     let err = child.0.stderr.take().map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut stderr));

@@ -18,7 +18,7 @@ use crate::leaks::Footprint;
 use crate::machine::{Machine, sources, words_of};
 use crate::netns::Lan;
 use crate::sandbox::{Sandbox, is_root};
-use crate::wait::until;
+use crate::wait::{until, until_by_progress};
 
 /// The machines' names; their addresses are 10.0.0.11 and on.
 const NAMES: [&str; 3] = ["gfs01", "gfs02", "gfs03"];
@@ -243,12 +243,13 @@ impl Gluster {
     /// Waits until all of these have ended.
     #[track_caller]
     pub fn wait_final(&self, ids: &[u64]) -> Vec<Job> {
-        until(format!("{} jobs to end", ids.len()), || {
+        until_by_progress(format!("the end of {} jobs", ids.len()), || {
             let mut jobs = self.jobs();
             jobs.retain(|job| ids.contains(&job.job_id));
             let open: Vec<String> =
                 jobs.iter().filter(|job| !job.is_final()).map(|job| format!("{} {}", job.job_id, job.status)).collect();
-            if open.is_empty() && jobs.len() == ids.len() { Ok(jobs) } else { Err(open) }
+            let left = ids.len() - (jobs.len() - open.len());
+            if left == 0 { Ok(jobs) } else { Err((left, open)) }
         })
     }
 
@@ -344,12 +345,13 @@ impl Gluster {
     /// Waits until gluster says that no file waits to be healed.
     #[track_caller]
     pub fn wait_healed(&self) {
-        until("the volume to be healed", || {
+        until_by_progress("a volume that is healed", || {
             let said = self.machines[0].run("gluster volume heal berth info summary");
-            let entries = said.lines().filter(|line| line.starts_with("Total Number of entries"));
-            let left: Vec<&str> = entries.filter(|line| !line.ends_with(": 0")).collect();
-            let bricks = said.matches("Status: Connected").count();
-            if left.is_empty() && bricks == self.machines.len() { Ok(()) } else { Err(said) }
+            let entries = said.lines().filter_map(|line| line.strip_prefix("Total Number of entries: "));
+            // A brick that is away does not say how many.
+            let left: u64 = entries.map(|count| count.trim().parse().unwrap_or(1)).sum();
+            let away = self.machines.len().abs_diff(said.matches("Status: Connected").count());
+            if (away, left) == (0, 0) { Ok(()) } else { Err(((away, left), said)) }
         });
     }
 

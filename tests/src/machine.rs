@@ -8,14 +8,19 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemon::{binary, run_to_end};
+use crate::daemon::{binary, run_to_end_within};
 use crate::leaks::Process;
 use crate::netns::Host;
 use crate::sandbox::Sandbox;
 use crate::wait::{eventually, until_none};
+
+/// How long a machine's shell may take: for packages that are installed, and for others that are waited for, two minutes
+/// at each step.
+const SETTING_UP: Duration = Duration::from_secs(600);
 
 /// Gives the machine what is its own, says so, and stays as long as its stdin is open. /etc and /var/lib show what this
 /// machine has, and take what is written to them for themselves. The other folders it is given lie where they lay, though
@@ -138,7 +143,7 @@ impl Machine {
 
     /// What a shell of this machine makes of that text, in the folder of the sources.
     pub fn shell(&self, text: &str) -> Output {
-        run_to_end(&mut self.command(text))
+        run_to_end_within(SETTING_UP, &mut self.command(text))
     }
 
     /// [`Machine::shell`], not yet started.

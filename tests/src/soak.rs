@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Plan};
-use crate::http::Request;
-use crate::job::job_with;
+use crate::job::{Job, job_with};
 use crate::node::{NodePlan, cgroup_root};
 use crate::sandbox::Sandbox;
 use crate::wait::until;
@@ -107,20 +106,13 @@ impl Soak {
         let jobs: Vec<Value> = (0..jobs)
             .map(|number| job_with(of(number), &[("resource.mem", json!(16)), ("name", json!("soak"))]))
             .collect();
-        let last = self.cluster.master.submit_all(&jobs).last().map_or(0, |job| job.job_id);
-        until(format!("job {last} and those before it to end"), || {
-            let open = ["Pending[ ]", "Pending[A]", "Running"].map(|state| self.count(state)).iter().sum::<usize>();
-            if open == 0 { Ok(()) } else { Err(open) }
-        });
-    }
-
-    fn count(&self, state: &str) -> usize {
-        let state: String = form_urlencoded::byte_serialize(state.as_bytes()).collect();
-        let page = self
-            .cluster
-            .master
-            .send(Request::get(&format!("/job/table?limit=1&status={state}")).accept("application/json"));
-        page.expect(200).json().as_array().map_or(0, Vec::len)
+        // One after the other, each with a deadline that starts when those before it have ended.
+        for job in self.cluster.master.submit_all(&jobs) {
+            until(format!("job {} to end", job.job_id), || {
+                let job = &self.cluster.master.get(&format!("/job/details/{}?logs=0", job.job_id))["job"];
+                if Job::from_json(job).is_final() { Ok(()) } else { Err(job["status"].clone()) }
+            });
+        }
     }
 
     fn look(&mut self) -> Sample {

@@ -19,7 +19,7 @@ use crate::leaks::{Process as Running, end};
 use crate::ledger::{self, Kind, Ledger, Verdict};
 use crate::master::{Master, MasterPlan};
 use crate::node::NodePlan;
-use crate::wait::{eventually, pause};
+use crate::wait::{eventually, eventually_by_progress, pause};
 
 /// The most jobs a page lists.
 const PAGE: usize = 1000;
@@ -262,14 +262,14 @@ impl Storm {
     /// Waits until every job has ended, starting again whoever dies meanwhile, and judges. Jobs that would never end
     /// by themselves are killed.
     pub fn settle(&mut self) -> Tally {
-        let ended = eventually(|| {
+        let ended = eventually_by_progress(|| {
             self.raise_the_dead();
             self.note_what_was_not_answered();
             self.kill_what_stays();
-            let jobs = self.jobs().ok_or_else(|| vec!["the master does not answer".to_owned()])?;
+            let jobs = self.jobs().ok_or_else(|| (usize::MAX, vec!["the master does not answer".to_owned()]))?;
             let open: Vec<String> =
                 jobs.iter().filter(|job| !is_final(&job.status)).map(|job| format!("{job:?}")).collect();
-            if open.is_empty() { Ok(jobs) } else { Err(open) }
+            if open.is_empty() { Ok(jobs) } else { Err((open.len(), open)) }
         });
         let mut verdict = match ended {
             Ok(jobs) => {

@@ -15,7 +15,7 @@ use tests::job::{Job, is_final};
 use tests::ledger::Kind;
 use tests::node::supervisor;
 use tests::power::{self, Ledger};
-use tests::wait::{pause, until, until_none};
+use tests::wait::{pause, until_by_progress, until_none};
 
 const USAGE: &str = "usage: power-loss ROUND|last LEDGER DISK";
 /// What one round submits: more than the node runs at a time, so that some wait.
@@ -79,7 +79,7 @@ impl Cluster {
     /// soon as it runs, so that what waits behind it runs as well.
     fn keep_promises(&self, ledger: &Ledger) {
         let mut killed = BTreeSet::new();
-        let jobs = until("every job of before to end", || {
+        let jobs = until_by_progress("the end of every job of before", || {
             let jobs = self.jobs();
             let open: Vec<&Job> = jobs.values().filter(|job| !is_final(&job.status)).collect();
             for job in open.iter().filter(|job| stays(ledger, job) && job.status == "Running") {
@@ -89,7 +89,7 @@ impl Cluster {
                 let kill = Request::post(&format!("/job/kill/{}", job.job_id)).accept("application/json");
                 kill.send(self.master.addr()).expect(200);
             }
-            if open.is_empty() { Ok(jobs.clone()) } else { Err(open.len()) }
+            if open.is_empty() { Ok(jobs.clone()) } else { Err((open.len(), open.len())) }
         });
         let count = ledger.jobs.len();
         claim(&format!("what was said of {count} jobs is true after the power went"), &ledger.broken(&jobs, &killed));
