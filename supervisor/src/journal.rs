@@ -300,6 +300,14 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether records can be written again, with `room` behind them. Leaves no line: to ask for room that is there already
+    /// is refused too by a disk that went read-only or is gone.
+    pub fn probe(&mut self, room: u64) -> Result<(), JournalError> {
+        let end = self.reserved.max(self.len + room);
+        let probed = self.cut_off_torn_line().and_then(|()| self.reserve_to(end));
+        probed.map_err(|cause| self.write_error(cause))
+    }
+
     fn cut_off_torn_line(&mut self) -> io::Result<()> {
         if self.torn {
             self.file.set_len(self.len)?;
@@ -315,8 +323,11 @@ impl Journal {
         if wanted <= self.reserved {
             return Ok(());
         }
+        self.reserve_to(wanted + RESERVE_STEP)
+    }
+
+    fn reserve_to(&mut self, end: u64) -> io::Result<()> {
         fault::call(Point::JournalReserve)?;
-        let end = wanted + RESERVE_STEP;
         allocate(&self.file, end)?;
         self.reserved = end;
         Ok(())

@@ -26,6 +26,9 @@ use crate::fault;
 /// More than a file ever holds: its room on the disk is taken when it is made.
 const ROOM: usize = 256;
 
+/// No master's name.
+const PROBE: &str = ".probe";
+
 /// Time since boot, sleep included (clock_gettime(2)).
 pub fn since_boot() -> Duration {
     // It has no way to fail but a kernel without this clock. Zero would end all leases, and begin none.
@@ -224,17 +227,29 @@ impl Leases {
         self.folder.join(&master.0)
     }
 
+    /// Whether another master's file could be made and written. Leaves nothing.
+    pub fn probe(&self) -> io::Result<()> {
+        let path = self.folder.join(PROBE);
+        let written = open_file(&path).and_then(|file| file.write_all_at(b"\n", 0));
+        remove(&path);
+        written
+    }
+
     fn open_book(&self, master: &InstanceId) -> io::Result<Book> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(self.path(master))?;
-        match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, ROOM as u64) {
-            // A filesystem that cannot reserve is no reason not to begin; a stamp that cannot be written renews nothing.
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+        let file = open_file(&self.path(master))?;
         let newest = read_file(&file, &self.boot).unwrap_or_default();
         Ok(Book { file, newest, tasks: 0 })
+    }
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path)?;
+    match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, ROOM as u64) {
+        // A filesystem that cannot reserve is no reason not to begin; a stamp that cannot be written renews nothing.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(file),
+        Err(errno) => Err(errno.into()),
     }
 }
 

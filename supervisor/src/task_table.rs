@@ -95,6 +95,8 @@ pub struct TaskTable {
     deadlines: BTreeSet<(Instant, TaskId)>,
     /// Actions that wait because the journal cannot be written, in their order.
     parked: VecDeque<(TaskId, Action)>,
+    /// Why nothing is taken: what could not be written down, until it can be. There is one while anything is parked.
+    unwritable: Option<String>,
     write_again: Option<Instant>,
     lost_journal: Option<JournalError>,
     forgot_unheard: bool,
@@ -124,6 +126,7 @@ impl TaskTable {
             deeds: VecDeque::new(),
             deadlines: BTreeSet::new(),
             parked: VecDeque::new(),
+            unwritable: None,
             write_again: None,
             lost_journal: None,
             forgot_unheard: false,
@@ -275,9 +278,10 @@ impl TaskTable {
         let lease = request.lease.clone();
         self.begin_lease(lease.as_ref(), &origin, now)?;
         let (id, event) = (TaskId(self.last_task.0 + 1), EventNumber(self.last_event.0 + 1));
-        self.write_accepted(&Record::Accepted { task: id, event, request: Box::new(request) })
-            .map_err(|cause| Refusal::new(RefusalCode::Busy, cause))
-            .inspect_err(|_| self.end_lease(lease.as_ref(), &origin))?;
+        if let Err(why) = self.write_accepted(&Record::Accepted { task: id, event, request: Box::new(request) }) {
+            self.end_lease(lease.as_ref(), &origin);
+            return Err(self.close(why, now));
+        }
         (self.last_task, self.last_event) = (id, event);
         if let (Some(master), Some(job)) = (&origin.master, origin.job_id) {
             self.masters.heard_of(master, job);
@@ -292,10 +296,20 @@ impl TaskTable {
         let Some(lease) = lease else { return Ok(()) };
         let heard = self.leases.check(lease, origin.master.as_ref(), now.since_boot)?;
         let Some(master) = &origin.master else { return Ok(()) };
-        self.leases.join(master, heard).map_err(|error| {
-            log::error!("cannot write the leases of master {master}: {error}");
-            Refusal::new(RefusalCode::Busy, format!("the lease cannot be written: {error}"))
-        })
+        let joined = self.leases.join(master, heard);
+        joined.map_err(|error| self.close(format!("cannot write the leases of master {master}: {error}"), now))
+    }
+
+    /// Takes nothing until it can be written down: a node that only refuses looks free, and would be asked without end.
+    fn close(&mut self, why: String, now: Now) -> Refusal {
+        log::error!("{why}; no task is taken until it can");
+        self.note_unwritable(why.clone(), now);
+        Refusal::new(RefusalCode::NoRoom, why)
+    }
+
+    fn note_unwritable(&mut self, why: String, now: Now) {
+        self.unwritable = Some(why);
+        self.write_again = Some(now.instant + WRITE_AGAIN);
     }
 
     fn end_lease(&mut self, lease: Option<&TaskLease>, origin: &TaskOrigin) {
@@ -396,10 +410,7 @@ impl TaskTable {
     }
 
     fn check_journal(&self) -> Result<(), Refusal> {
-        if self.parked.is_empty() {
-            return Ok(());
-        }
-        Err(Refusal::new(RefusalCode::Busy, "the journal cannot be written at present; the log says why"))
+        self.unwritable.as_ref().map_or(Ok(()), |why| Err(Refusal::new(RefusalCode::NoRoom, why)))
     }
 
     /// Asks a task to end. One that has ended stays as it is.
@@ -432,7 +443,7 @@ impl TaskTable {
             waiting = waiting || (journaled && !self.parked.is_empty());
             if !waiting && let Err(message) = self.carry_out(id, &action) {
                 log::error!("{message}; trying again until it can");
-                self.write_again = Some(now.instant + WRITE_AGAIN);
+                self.note_unwritable(message, now);
                 waiting = true;
             }
             if waiting {
@@ -674,20 +685,31 @@ impl TaskTable {
             self.apply(id, Event::DeadlinePassed, now);
         }
         if self.write_again.is_some_and(|again| again <= now.instant) {
-            self.write_parked(now);
+            match self.write_parked().and_then(|()| self.probe()) {
+                Ok(()) => {
+                    (self.unwritable, self.write_again) = (None, None);
+                    log::info!("the journal can be written again");
+                }
+                Err(why) => self.note_unwritable(why, now),
+            }
         }
     }
 
-    fn write_parked(&mut self, now: Now) {
-        self.write_again = None;
+    fn write_parked(&mut self) -> Result<(), String> {
         while let Some((id, action)) = self.parked.pop_front() {
-            if self.carry_out(id, &action).is_err() {
+            if let Err(why) = self.carry_out(id, &action) {
                 self.parked.push_front((id, action));
-                self.write_again = Some(now.instant + WRITE_AGAIN);
-                return;
+                return Err(why);
             }
         }
-        log::info!("the journal can be written again");
+        Ok(())
+    }
+
+    /// Whether one more task could be written down.
+    fn probe(&mut self) -> Result<(), String> {
+        let room = self.room_for_ends() + BYTES_A_TASK;
+        self.journal.probe(room).map_err(|error| self.note(error))?;
+        self.leases.probe().map_err(|error| format!("cannot write the leases: {error}"))
     }
 
     /// Why this supervisor must stop: what it wrote may not be on disk.
@@ -1262,7 +1284,7 @@ pub mod tests {
         assert_eq!((it.status(id), it.table.last_event()), (State::Assigned, last));
         assert_eq!(it.table.next_launch(), None);
         it.table.kill(waiting, Now::read()).unwrap();
-        assert_eq!(it.table.create(request(None), Now::read()).unwrap_err().code, RefusalCode::Busy);
+        assert_eq!(it.table.create(request(None), Now::read()).unwrap_err().code, RefusalCode::NoRoom);
         it.table.journal.fail_writes(false);
         let later = Now { instant: Instant::now() + WRITE_AGAIN, ..Now::read() };
         it.table.expire(later);
@@ -1270,6 +1292,45 @@ pub mod tests {
         assert_eq!(it.deeds(), [(id, Deed::SayGo), (id, Deed::Release), (waiting, Deed::Release)]);
         it.restart();
         assert_eq!((it.status(id), it.status(waiting)), (State::Finished, State::Killed));
+    }
+
+    #[test]
+    fn a_node_that_could_not_write_down_a_task_is_closed_and_says_why_until_it_could() {
+        let mut it = Fixture::new("closed");
+        it.table.journal.fail_writes(true);
+        let refusal = it.table.create(request(Some(1)), Now::read()).unwrap_err();
+        assert!(refusal.message.starts_with("cannot write to the journal "), "{}", refusal.message);
+        it.is_closed_until_written(&refusal, |it| it.table.journal.fail_writes(false));
+        it.create();
+    }
+
+    #[test]
+    fn a_node_that_could_not_write_a_lease_is_closed_and_says_why_until_it_could() {
+        let mut it = Fixture::new("closed-lease");
+        let folder = it.scratch.join("leases");
+        std::fs::rename(&folder, it.scratch.join("away")).unwrap();
+        let lease = TaskLease { ms: 60_000, heard: lease::stamp(&it.table.node().boot, Now::read().since_boot) };
+        let refusal = it.table.create(request(Some(1)).under(Some(lease)), Now::read()).unwrap_err();
+        assert!(refusal.message.starts_with("cannot write the leases of master m: "), "{}", refusal.message);
+        it.is_closed_until_written(&refusal, |_| std::fs::create_dir(&folder).unwrap());
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "the trial has left something");
+    }
+
+    impl Fixture {
+        /// It says `refusal` of itself, to a second create too, and until the first trial after `mend`.
+        fn is_closed_until_written(&mut self, refusal: &Refusal, mend: impl FnOnce(&mut Fixture)) {
+            assert_eq!(refusal.code, RefusalCode::NoRoom);
+            assert_eq!(self.table.create(request(None), Now::read()).unwrap_err(), *refusal);
+            let again = |it: &mut Fixture| {
+                let instant = it.table.next_deadline().expect("it is not tried again");
+                it.table.expire(Now { instant, ..Now::read() });
+                it.table.resource(Now::read()).closed
+            };
+            assert_eq!(self.table.resource(Now::read()).closed.as_ref(), Some(&refusal.message));
+            assert!(again(self).is_some_and(|why| why.contains("cannot write")));
+            mend(self);
+            assert_eq!((again(self), self.table.next_deadline()), (None, None));
+        }
     }
 
     #[test]

@@ -64,6 +64,17 @@ impl SmallDisk {
         let _ = file.sync_all();
     }
 
+    /// From now on this file of it cannot be written or replaced, not even by who has it open (chattr(1), `i`): as on a disk
+    /// that went read-only, but that this can be undone.
+    pub fn seal(&self, file: &str) {
+        tool("chattr", &["+i", path(&self.at.join(file))]);
+    }
+
+    /// Undoes [`SmallDisk::seal`].
+    pub fn unseal(&self, file: &str) {
+        tool("chattr", &["-i", path(&self.at.join(file))]);
+    }
+
     /// Gives back what [`SmallDisk::fill`] took.
     pub fn empty(&self) {
         let filler = self.at.join("filler");

@@ -1,12 +1,12 @@
-//! Disks that are full: under the state dirs, under the containers, under the share. Nothing is half written, both daemons
-//! stay up and answer, what cannot be done says why, and all goes on when there is room again.
+//! Disks that are full or cannot be written: under the state dirs, under the containers, under the share. Nothing is half
+//! written, both daemons stay up and answer, what cannot be done says why, and all goes on when it can be written again.
 
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::cluster::{Cluster, Plan};
-use tests::job::job;
+use tests::job::{job, job_with};
 use tests::leaks::{Footprint, end};
 use tests::master::MasterPlan;
 use tests::node::{Node, NodePlan};
@@ -71,6 +71,35 @@ fn on_a_node_whose_state_disk_is_full_what_runs_ends_truly_and_what_comes_waits_
         assert_eq!(cluster.master.job(waiting.job_id).attempt, attempt, "it was tried again and again");
         disk.empty();
         assert_eq!(cluster.master.wait_final(waiting.job_id).outcome(), "Finished");
+        journal_is_whole(disk.path());
+    });
+}
+
+#[test]
+fn a_node_that_cannot_write_its_journal_holds_no_job_up_says_why_and_takes_jobs_again_when_it_can() {
+    if !is_root() {
+        return;
+    }
+    let disk = SmallDisk::of_mib(NODE_MIB);
+    let broken = NodePlan::default().in_state_dir(disk.path());
+    Plan::of_nodes([broken, NodePlan::default().mem(1024)]).run(|cluster| {
+        disk.seal("journal");
+        let moved = cluster.run(&job("echo elsewhere"));
+        // The first has the most room, and was asked first.
+        assert_eq!((moved.outcome().as_str(), moved.node_id, moved.attempt), ("Finished", 1, 2));
+        let large = cluster.master.submit(&job_with("echo at last", &[("resource.mem", json!(2048))]));
+        let why = until("the job that fits nowhere else to say why it waits", || {
+            let why = cluster.master.why(large.job_id);
+            if why.contains("node 0 takes nothing new") { Ok(why) } else { Err(why) }
+        });
+        assert!(why.contains("cannot write to the journal") && why.contains("not permitted"), "{why}");
+        let attempt = cluster.master.job(large.job_id).attempt;
+        assert_eq!(cluster.run(&job("echo elsewhere")).attempt, 1, "a closed node is not asked");
+        assert_eq!(cluster.master.job(large.job_id).attempt, attempt, "it was tried again and again");
+        disk.unseal("journal");
+        let large = cluster.master.wait_final(large.job_id);
+        assert_eq!((large.outcome().as_str(), large.node_id), ("Finished", 0));
+        assert_eq!(cluster.node().get("/resource")["closed"], Value::Null);
         journal_is_whole(disk.path());
     });
 }

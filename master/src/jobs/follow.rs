@@ -72,6 +72,9 @@ impl Owner {
             member.turned_us_away();
             self.order_ask(node, AFTER_NO_ROOM);
         }
+        if let Some(active) = self.active.get_mut(&id) {
+            active.stuck = None;
+        }
         self.scheduler.wait(id, need);
     }
 
@@ -82,6 +85,7 @@ impl Owner {
         }
         if let Some(active) = self.active.get_mut(&id) {
             active.call = Call::Idle;
+            active.stuck = None;
         }
         self.scheduler.ended(id);
         self.scheduler.wait(id, need);

@@ -269,6 +269,11 @@ impl Owner {
             Err(Refusal { code: RefusalCode::NoRoom, .. }) => self.change(job, News::NoRoom(attempt), now),
             // The answer brings a new stamp, and the create is sent again with it.
             Err(Refusal { code: RefusalCode::Stale, .. }) => self.order_ask(node, Duration::ZERO),
+            // A node of an older version that cannot write down what it takes, and does not say so of itself. A create of
+            // this attempt that it has not answered may still be on its way there, and be taken once it can.
+            Err(Refusal { code: RefusalCode::Busy, .. }) if !self.is_unheard(job, attempt) => {
+                self.change(job, News::NoRoom(attempt), now);
+            }
             Err(refusal) => match refusal.code {
                 RefusalCode::BadInput
                 | RefusalCode::Impossible
@@ -280,9 +285,18 @@ impl Owner {
                 _ => {
                     log::warn!("node {node} did not take job {job}, it is sent again: {}", refusal.message);
                     self.order_ask(node, AFTER_A_FAILED_CALL);
+                    if let Some(active) = self.active.get_mut(&job).filter(|active| active.job.attempt == attempt) {
+                        active.stuck = Some(format!("node {node} does not take it: {}", refusal.message));
+                    }
                 }
             },
         }
+    }
+
+    fn is_unheard(&self, job: JobId, attempt: Attempt) -> bool {
+        let active = self.active.get(&job).filter(|active| active.job.attempt == attempt);
+        // What an earlier life of this master sent, nobody knows.
+        active.is_some_and(|active| active.unheard || active.inherited)
     }
 
     pub(super) fn hear_killed(

@@ -260,6 +260,44 @@ fn no_room_puts_the_job_back_and_the_node_is_asked_before_it_gets_more() {
 }
 
 #[test]
+fn a_busy_node_has_not_taken_the_job_and_another_gets_it() {
+    let mut master = Master::new(2);
+    master.tells(resource(0, 4, 2000), 0, 0, vec![]);
+    master.tells(resource(1, 4, 1000), 0, 0, vec![]);
+    assert_eq!(creates(&master.submit(vec![spec(64)]).1), [(1, 1)]);
+    let orders = master.says(0, answer(1, 1, refused(RefusalCode::Busy)));
+    assert!(orders.contains(&Order::Ask { node: NodeId(0), delay: AFTER_NO_ROOM }), "{orders:?}");
+    assert_eq!(creates(&orders), [(1, 2)]);
+    assert_eq!(master.job(1).placed.unwrap().node, NodeId(1));
+}
+
+#[test]
+fn a_busy_node_that_may_still_take_an_earlier_create_keeps_the_job_and_its_words_are_shown() {
+    let unanswered = || {
+        let mut master = Master::new(2);
+        master.tells(resource(0, 4, 2000), 0, 0, vec![]);
+        master.tells(resource(1, 4, 1000), 0, 0, vec![]);
+        master.submit(vec![spec(64)]).0.unwrap();
+        master
+    };
+    let mut cut = unanswered();
+    let nothing = Said::Created { tasks: vec![(JobId(1), Attempt(1))], unheard: true, answer: Err("reset".into()) };
+    cut.says(0, nothing);
+    cut.says(0, Said::Free { answer: Ok(resource(0, 4, 2000)) });
+    let mut anew = unanswered();
+    anew.start();
+    anew.tells(resource(0, 4, 2000), 0, 0, vec![]);
+    for mut master in [cut, anew] {
+        let orders = master.says(0, answer(1, 1, refused(RefusalCode::Busy)));
+        assert_eq!(orders, [Order::Ask { node: NodeId(0), delay: AFTER_A_FAILED_CALL }]);
+        assert_eq!(master.holds(1).stuck.unwrap(), "node 0 does not take it: says the node");
+        assert_eq!(creates(&master.says(0, Said::Free { answer: Ok(resource(0, 4, 2000)) })), [(1, 1)]);
+        master.says(0, answer(1, 1, refused(RefusalCode::NoRoom)));
+        assert_eq!(master.holds(1).stuck, None, "it waits for another node");
+    }
+}
+
+#[test]
 fn what_a_node_calls_impossible_fails_with_its_words() {
     let mut master = Master::new(1);
     master.tells(node(), 0, 0, vec![]);
