@@ -23,6 +23,9 @@ use crate::task::{Action, Change, Event, Now, Phase, Start, Task};
 /// How many ended tasks are remembered for masters that never ask.
 pub const MAX_ENDED: usize = 10_000;
 
+/// How many refused attempts are remembered.
+const MAX_REFUSED: usize = 1_000;
+
 /// What the lines behind an accepted one take at most: launched, started, killed, ended.
 const BYTES_A_TASK: u64 = 2 << 10;
 
@@ -78,6 +81,9 @@ pub struct TaskTable {
     living: BTreeMap<TaskId, Living>,
     ended: BTreeMap<TaskId, TaskReport>,
     keys: HashMap<AttemptKey, TaskId>,
+    /// What became of attempts that are no task, and their order.
+    refused: HashMap<AttemptKey, Refusal>,
+    refused_in_order: VecDeque<AttemptKey>,
     masters: Masters,
     /// Every task that is remembered, by its latest change.
     by_event: BTreeMap<EventNumber, TaskId>,
@@ -114,6 +120,8 @@ impl TaskTable {
             living: BTreeMap::new(),
             ended: BTreeMap::new(),
             keys: HashMap::new(),
+            refused: HashMap::new(),
+            refused_in_order: VecDeque::new(),
             masters: history.masters,
             by_event: BTreeMap::new(),
             ended_by_event: BTreeMap::new(),
@@ -264,10 +272,37 @@ impl TaskTable {
     }
 
     /// Takes a task on, or finds the one that an earlier asking for the same attempt started.
+    ///
+    /// An attempt that was refused stays refused: a master that heard of it has made another attempt, here or elsewhere, and
+    /// a copy of the create that comes late, out of a connection that was given up, must not begin the old one beside it. A
+    /// master that has not heard of it asks again, hears it now, and goes on from there. No connection outlives this process,
+    /// so neither need its memory.
     pub fn create(&mut self, request: TaskRequest, now: Now) -> Result<TaskId, Refusal> {
-        if let Some(known) = request.key().and_then(|key| self.keys.get(&key)) {
+        let key = request.key();
+        if let Some(known) = key.as_ref().and_then(|key| self.keys.get(key)) {
             return Ok(*known);
         }
+        if let Some(refusal) = key.as_ref().and_then(|key| self.refused.get(key)) {
+            return Err(refusal.clone());
+        }
+        self.take_on(request, now).inspect_err(|refusal| self.remember_refused(key, refusal))
+    }
+
+    fn remember_refused(&mut self, key: Option<AttemptKey>, refusal: &Refusal) {
+        // The others are refused again by themselves, or are to be asked again with what has changed meanwhile.
+        let Some(key) = key.filter(|_| matches!(refusal.code, RefusalCode::NoRoom | RefusalCode::Impossible)) else {
+            return;
+        };
+        self.refused.insert(key.clone(), refusal.clone());
+        self.refused_in_order.push_back(key);
+        if self.refused_in_order.len() > MAX_REFUSED
+            && let Some(oldest) = self.refused_in_order.pop_front()
+        {
+            self.refused.remove(&oldest);
+        }
+    }
+
+    fn take_on(&mut self, request: TaskRequest, now: Now) -> Result<TaskId, Refusal> {
         self.check_new(&request)?;
         let origin = origin_of(&request);
         let spec = request.clone().into_spec()?;
@@ -1049,6 +1084,53 @@ pub mod tests {
         assert_eq!(it.table.create(request(Some(2)), Now::read()), Ok(second));
         it.table.kill(second, Now::read()).unwrap();
         assert_eq!(it.table.create(request(Some(2)), Now::read()), Ok(second));
+    }
+
+    #[test]
+    fn an_attempt_that_was_refused_stays_refused_and_the_next_one_is_taken() {
+        let mut it = Fixture::new("refused");
+        let first = it.create();
+        it.create();
+        let refusal = it.table.create(request(Some(1)), Now::read()).unwrap_err();
+        it.launch(first);
+        it.end(first);
+        assert_eq!(it.table.create(request(Some(1)), Now::read()), Err(refusal), "a late copy");
+        let second = it.table.create(request(Some(2)), Now::read()).unwrap();
+        assert_eq!(it.table.create(request(Some(2)), Now::read()), Ok(second));
+        let mut of_no_image = request(Some(3));
+        of_no_image.image_id = "added-later".parse().unwrap();
+        assert_eq!(it.table.create(of_no_image, Now::read()).unwrap_err().code, RefusalCode::Impossible);
+        it.table.kill(second, Now::read()).unwrap();
+        assert_eq!(it.table.create(request(Some(3)), Now::read()).unwrap_err().code, RefusalCode::Impossible);
+        it.table.create(request(Some(4)), Now::read()).unwrap();
+    }
+
+    #[test]
+    fn an_attempt_with_a_stale_stamp_is_taken_with_a_new_one() {
+        let mut it = Fixture::new("stale-then-taken");
+        let (now, boot) = (Now::read(), it.table.node().boot.clone());
+        let mut ask = |stamped| {
+            let lease = TaskLease { ms: 60_000, heard: lease::stamp(&boot, stamped) };
+            it.table.create(request(Some(1)).under(Some(lease)), now).map_err(|refusal| refusal.code)
+        };
+        assert_eq!(ask(now.since_boot + Duration::from_secs(1)), Err(RefusalCode::Stale));
+        assert_eq!(ask(now.since_boot), Ok(TaskId(1)));
+    }
+
+    #[test]
+    fn no_more_refused_attempts_are_remembered_than_the_last_ones() {
+        let mut it = Fixture::new("refused-many");
+        let first = it.create();
+        let second = it.create();
+        for attempt in 0..=u32::try_from(MAX_REFUSED).unwrap() {
+            assert!(it.table.create(request(Some(attempt)), Now::read()).is_err());
+        }
+        assert_eq!((it.table.refused.len(), it.table.refused_in_order.len()), (MAX_REFUSED, MAX_REFUSED));
+        for id in [first, second] {
+            it.table.kill(id, Now::read()).unwrap();
+        }
+        assert!(it.table.create(request(Some(1)), Now::read()).is_err());
+        it.table.create(request(Some(0)), Now::read()).unwrap();
     }
 
     #[test]
