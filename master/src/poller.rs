@@ -43,6 +43,8 @@ pub enum Order {
         node: NodeId,
         /// The last event that is written down.
         after: EventNumber,
+        /// Of which node that is, if one is known: another may have its address now.
+        instance: Option<InstanceId>,
         /// The last stamp that was heard of it.
         heard: Option<Stamp>,
         /// How long the node may wait for something to tell.
@@ -282,13 +284,14 @@ impl<F: FnMut(Heard)> Poller<F> {
 
     fn begin(&mut self, order: Order, now: Instant) {
         match order {
-            Order::Poll { node, after, heard, wait, jobs, .. } => {
+            Order::Poll { node, after, instance, heard, wait, jobs, .. } => {
                 self.give_up_poll(node);
                 let (wait_ms, master) = (wait.as_millis(), &self.master.0);
                 let mut path = format!("/task/events?after={after}&wait_ms={wait_ms}&master={master}&jobs={jobs}");
-                if let Some(Stamp(stamp)) = heard {
-                    path.push_str("&heard=");
-                    path.extend(form_urlencoded::byte_serialize(stamp.as_bytes()));
+                let more = [("&instance=", instance.map(|it| it.0)), ("&heard=", heard.map(|it| it.0))];
+                for (name, value) in more.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+                    path.push_str(name);
+                    path.extend(form_urlencoded::byte_serialize(value.as_bytes()));
                 }
                 self.ask(node, Asked::Events { after }, ClientRequest::get(path), wait, now);
             }
@@ -466,6 +469,7 @@ mod tests {
             Order::Poll {
                 node: NodeId(0),
                 after: EventNumber(after),
+                instance: None,
                 heard: None,
                 wait,
                 delay: Duration::ZERO,
@@ -563,6 +567,7 @@ mod tests {
         orders.send(vec![Order::Poll {
             node: NodeId(0),
             after: EventNumber(7),
+            instance: Some(InstanceId("of/it".into())),
             heard: Some(Stamp("b-1.0f&".into())),
             wait,
             delay: Duration::ZERO,
@@ -570,7 +575,9 @@ mod tests {
         }]);
         let asked = serve_one(&listener, "{}");
         assert!(
-            asked.starts_with("GET /task/events?after=7&wait_ms=25000&master=m&jobs=57&heard=b-1.0f%26 HTTP/1.1\r\n"),
+            asked.starts_with(
+                "GET /task/events?after=7&wait_ms=25000&master=m&jobs=57&instance=of%2Fit&heard=b-1.0f%26 HTTP/1.1\r\n"
+            ),
             "{asked}"
         );
         let said = heard.recv().unwrap().said;
@@ -598,6 +605,7 @@ mod tests {
         let poll = Order::Poll {
             node: NodeId(0),
             after: EventNumber(0),
+            instance: None,
             heard: None,
             wait,
             delay: Duration::ZERO,

@@ -195,19 +195,26 @@ fn events(request: &Request, table: &mut TaskTable, now: Now) -> Reply {
     let wait = request.query.get("wait_ms").map_or(Ok(0), wait_ms);
     let master = request.query.get("master").map(|name| InstanceId(name.to_owned()));
     let jobs = request.query.get("jobs").map_or(Ok(JobId(0)), jobs);
+    // Two nodes may have swapped their addresses: what is meant for another counts from that one's events and stamps.
+    let astray = request.query.get("instance").is_some_and(|name| name != table.node().instance.0);
     match (after, wait, jobs) {
         (Ok(mut after), Ok(wait), Ok(jobs)) => {
+            if astray {
+                after = EventNumber(0);
+            }
             // A page of another site can make a browser ask, but not make us forget, nor renew a lease.
             if !comes_from_browser(&request.headers) {
-                after = table.acknowledge(after, master.as_ref());
                 if let Some(master) = &master {
                     table.hear_of(master, jobs);
                 }
-                if let Err(bad) = renew(request, master.as_ref(), table, now) {
-                    return Reply::Now(refused(bad.into()));
+                if !astray {
+                    after = table.acknowledge(after, master.as_ref());
+                    if let Err(bad) = renew(request, master.as_ref(), table, now) {
+                        return Reply::Now(refused(bad.into()));
+                    }
                 }
             }
-            if wait == 0 || table.last_event() > after {
+            if wait == 0 || astray || table.last_event() > after {
                 Reply::Now(news(table, after, master.as_ref(), now))
             } else {
                 Reply::Later { after, until: now.instant + Duration::from_millis(wait), master }
@@ -450,6 +457,30 @@ mod tests {
         assert_eq!(get(&mut it, "/task/events?after=4").1["data"]["events"], serde_json::json!([]));
         assert_eq!(get(&mut it, "/task/info?taskId=2").0, 404);
         assert_eq!(get(&mut it, "/task/info?taskId=1").1["data"]["status"], "Running");
+    }
+
+    #[test]
+    fn a_poll_meant_for_another_node_acknowledges_and_renews_nothing_and_hears_all_at_once() {
+        let mut it = Fixture::new("control-astray");
+        let nobody = get(&mut it, "/task/events?after=7&wait_ms=1000&master=m&instance=another").1;
+        assert_eq!(nobody["data"]["last"], 0, "it does not wait to say who it is");
+        let stamp = nobody["data"]["resource"]["stamp"].as_str().unwrap().to_owned();
+        let leased = format!("\"master\":\"m\",\"lease\":{{\"ms\":60000,\"heard\":\"{stamp}\"}},\"status\"");
+        post(&mut it, "/task/create", &JOB.replace("\"status\"", &leased));
+        let own = it.table.node().instance.clone();
+        post(&mut it, "/task/create", &JOB.replace("\"status\"", "\"master\":\"m\",\"status\""));
+        post(&mut it, "/task/kill", r#"{"taskId":2}"#);
+        let newer = get(&mut it, "/resource").1["stamp"].as_str().unwrap().to_owned();
+        let before = it.table.terms(TaskId(1));
+        let poll = |name: &str| format!("/task/events?after=3&master=m&jobs=5&heard={newer}&instance={name}");
+        let told = get(&mut it, &poll("another")).1;
+        assert_eq!(told["data"]["events"].as_array().unwrap().len(), 2);
+        assert_eq!(told["data"]["remembered"]["lastJob"], 5, "jobs are numbered for all nodes alike");
+        assert_eq!(get(&mut it, "/task/info?taskId=2").0, 200, "its end was not heard of");
+        assert_eq!(it.table.terms(TaskId(1)), before);
+        get(&mut it, &poll(&own.0));
+        assert_eq!(get(&mut it, "/task/info?taskId=2").0, 404);
+        assert_ne!(it.table.terms(TaskId(1)), before);
     }
 
     #[test]

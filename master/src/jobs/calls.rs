@@ -85,8 +85,9 @@ impl Owner {
     fn push_poll(&mut self, node: NodeId, after: EventNumber, wait: Duration, delay: Duration) {
         let Some(member) = self.members.get_mut(&node) else { return };
         let heard = member.stamp().filter(|_| self.place.is_fresh()).cloned();
+        let instance = member.followed().map(|(instance, _)| instance.clone());
         member.polled(wait > Duration::ZERO);
-        self.turn.orders.push(Order::Poll { node, after, heard, wait, delay, jobs: self.last_id() });
+        self.turn.orders.push(Order::Poll { node, after, instance, heard, wait, delay, jobs: self.last_id() });
     }
 
     /// The highest number that was ever given out.

@@ -405,7 +405,11 @@ fn a_node_with_another_state_dir_has_lost_its_tasks_and_is_read_from_the_start()
     let orders = master.tells(wiped(), 2, 9, vec![said(1, 8, State::Finished)]);
     assert_eq!(master.job(1).reason(), Some("lost".into()), "task 8 of the new state dir is not ours");
     assert_eq!(polls(&orders), [(0, false)]);
-    assert_eq!(polls(&master.tells(wiped(), 0, 9, vec![])), [(9, true)]);
+    let orders = master.tells(wiped(), 0, 9, vec![]);
+    assert_eq!(polls(&orders), [(9, true)]);
+    let meant_for =
+        |order: &Order| matches!(order, Order::Poll { instance, .. } if *instance == Some(wiped().instance));
+    assert!(orders.iter().any(meant_for), "{orders:?}");
 }
 
 #[test]
@@ -487,7 +491,8 @@ fn a_node_with_jobs_is_polled_often_enough_to_miss_it_within_the_time_out_and_on
         master.start();
         let poll = |after, ms, jobs| {
             let (after, wait) = (EventNumber(after), Duration::from_millis(ms));
-            Order::Poll { node: NodeId(0), after, heard: None, wait, delay: Duration::ZERO, jobs: JobId(jobs) }
+            let (instance, jobs) = (Some(node().instance), JobId(jobs));
+            Order::Poll { node: NodeId(0), after, instance, heard: None, wait, delay: Duration::ZERO, jobs }
         };
         assert_eq!(master.tells(node(), 0, 3, vec![]), [poll(3, 55_000, 0)]);
         master.submit(vec![spec(64)]).0.unwrap();
