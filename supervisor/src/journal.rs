@@ -303,17 +303,22 @@ impl Journal {
     /// Whether records can be written again, with `room` behind them. Leaves no line: to ask for room that is there already
     /// is refused too by a disk that went read-only or is gone.
     pub fn probe(&mut self, room: u64) -> Result<(), JournalError> {
-        let end = self.reserved.max(self.len + room);
-        let probed = self.cut_off_torn_line().and_then(|()| self.reserve_to(end));
+        let probed = self.cut_off_torn_line().and_then(|()| self.reserve_to(self.reserved.max(self.len + room)));
         probed.map_err(|cause| self.write_error(cause))
     }
 
     fn cut_off_torn_line(&mut self) -> io::Result<()> {
-        if self.torn {
+        // What failed has mostly written nothing, and there is nothing to cut.
+        if self.torn && self.file.metadata()?.len() > self.len {
             self.file.set_len(self.len)?;
-            // Cutting gives back what was reserved behind the cut.
-            (self.torn, self.reserved) = (false, self.len);
+            // That gave back what was reserved behind the cut. It is taken again before anybody else takes it; should that
+            // fail, the next task is accepted only once there is room again.
+            let reserved = std::mem::replace(&mut self.reserved, self.len);
+            if reserved > self.len && allocate(&self.file, reserved).is_ok() {
+                self.reserved = reserved;
+            }
         }
+        self.torn = false;
         Ok(())
     }
 
@@ -696,6 +701,37 @@ mod tests {
         assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 >= 10_000);
         journal.append(&ended(2)).unwrap();
         assert_eq!(Journal::open(&scratch.join("journal")).unwrap().1, [ended(1), ended(2)]);
+    }
+
+    fn allocated(path: &Path) -> u64 {
+        std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(path).unwrap()) * 512
+    }
+
+    #[test]
+    fn after_a_torn_line_was_cut_off_there_is_as_much_room_as_before() {
+        let scratch = Scratch::new("tornroom");
+        let path = scratch.join("journal");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.append_and_reserve(&ended(1), 100_000).unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"rec").unwrap();
+        journal.torn = true;
+        journal.append(&ended(2)).unwrap();
+        assert_eq!(Journal::open(&path).unwrap().1, [ended(1), ended(2)]);
+        assert!(allocated(&path) >= 100_000, "{} bytes are kept", allocated(&path));
+        assert!(journal.reserved >= 100_000);
+    }
+
+    #[test]
+    fn a_write_that_wrote_nothing_gives_back_no_room() {
+        let scratch = Scratch::new("nothingroom");
+        let path = scratch.join("journal");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.append_and_reserve(&ended(1), 100_000).unwrap();
+        journal.fail_writes(true);
+        journal.append(&ended(2)).unwrap_err();
+        journal.fail_writes(false);
+        journal.append(&ended(3)).unwrap();
+        assert!(allocated(&path) >= 100_000, "{} bytes are kept", allocated(&path));
     }
 
     #[test]

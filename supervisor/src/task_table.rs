@@ -392,7 +392,7 @@ impl TaskTable {
     pub fn hear_of(&mut self, master: &InstanceId, job: JobId) {
         let record = Record::HeardOf { master: master.clone(), job };
         // A journal that cannot be written says so by itself, and the master says this again.
-        if self.masters.is_news(master, job) && self.append(&record).is_ok() {
+        if self.masters.is_news(master, job) && self.append_aside(&record).is_ok() {
             self.masters.heard_of(master, job);
         }
     }
@@ -412,7 +412,7 @@ impl TaskTable {
             self.masters.spoke(speaker);
             // A journal that cannot be written says so by itself. Until this process ends it is remembered all the same,
             // and the next one hears it with the master's first call.
-            let _ = self.append(&Record::Term { master: speaker.master.clone(), term: speaker.term });
+            let _ = self.append_aside(&Record::Term { master: speaker.master.clone(), term: speaker.term });
         }
         Ok(())
     }
@@ -607,7 +607,7 @@ impl TaskTable {
         self.journal.append(record).map_err(|error| self.note(error))
     }
 
-    /// Writes what there may be any number of for one task: never into the room for ends.
+    /// Writes what no task's end has paid for, and may come any number of times: never into the room for ends.
     fn append_aside(&mut self, record: &Record) -> Result<(), String> {
         let room = self.room_for_ends();
         self.journal.append_and_reserve(record, room).map_err(|error| self.note(error))
@@ -906,6 +906,13 @@ pub mod tests {
 
         fn status(&self, id: TaskId) -> State {
             self.table.report(id).unwrap().status
+        }
+
+        #[track_caller]
+        fn check_room_for_one_end(&self) {
+            let journal = std::fs::metadata(self.scratch.join("journal")).unwrap();
+            let blocks = std::os::unix::fs::MetadataExt::blocks(&journal);
+            assert!(blocks * 512 >= journal.len() + BYTES_A_TASK, "{blocks} blocks for {} bytes", journal.len());
         }
 
         /// The sums agree with the tables they are sums of.
@@ -1231,9 +1238,20 @@ pub mod tests {
         for cause in 0..1_000 {
             it.table.hold_up(Some(&format!("the share is away for the {cause}th time, and hangs or is not mounted")));
         }
-        let journal = std::fs::metadata(it.scratch.join("journal")).unwrap();
-        let blocks = std::os::unix::fs::MetadataExt::blocks(&journal);
-        assert!(blocks * 512 >= journal.len() + BYTES_A_TASK, "{blocks} blocks for {} bytes", journal.len());
+        it.check_room_for_one_end();
+    }
+
+    #[test]
+    fn however_often_a_master_says_where_it_is_there_is_room_for_the_end_of_a_task() {
+        let mut it = Fixture::new("table-room-masters");
+        it.create();
+        // Each more than is reserved in one step.
+        (1..=3_000).for_each(|number| it.table.hear_of(&master(), JobId(number)));
+        it.check_room_for_one_end();
+        for number in 1..=3_000 {
+            it.table.listen_to(&Speaker { master: master(), term: wire::Term(number) }).unwrap();
+        }
+        it.check_room_for_one_end();
     }
 
     #[test]
