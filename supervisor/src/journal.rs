@@ -214,6 +214,8 @@ pub struct Journal {
     reserved: u64,
     /// Length after the last compaction.
     compacted_len: u64,
+    /// After a compaction that failed: the length up to which it is not tried again.
+    too_short_to_try: u64,
     /// Lines appended since it was opened.
     appended: u64,
     /// Of these, how many are known to be on disk.
@@ -252,6 +254,7 @@ impl Journal {
             torn: false,
             reserved: 0,
             compacted_len: len,
+            too_short_to_try: 0,
             appended: 0,
             synced: 0,
             unknown: unknown.values().sum(),
@@ -363,9 +366,10 @@ impl Journal {
         self.file.as_fd()
     }
 
-    /// Whether it has grown so much that most of it must be history nobody needs.
+    /// Whether it has grown so much that most of it must be history nobody needs. After a failure it must have grown by half:
+    /// each try writes down all that is remembered.
     pub fn wants_compaction(&self) -> bool {
-        self.len > SMALL && self.len > GROWTH * self.compacted_len
+        self.len > SMALL.max(GROWTH * self.compacted_len).max(self.too_short_to_try)
     }
 
     /// Replaces all records by `records`: a new file, synced, renamed over the old one. Whoever dies
@@ -380,13 +384,19 @@ impl Journal {
                 fault::moment(Point::CompactionWritten);
                 std::fs::rename(&fresh, &self.path).map(|()| written)
             })
-            .map_err(|cause| self.write_error(cause))?;
+            .map_err(|cause| {
+                self.too_short_to_try = self.len + self.len / 2;
+                // On a full disk it would be in the way of everybody.
+                let _ = std::fs::remove_file(&fresh);
+                self.write_error(cause)
+            })?;
         fault::moment(Point::CompactionRenamed);
         // Until the folder is synced a power cut may bring the old file back, which was synced just as
         // far as it was; only then may its later lines count as safe.
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|cause| self.sync_error(cause))?;
         (self.file, self.len, self.torn, self.reserved, self.compacted_len) = (file, len, false, len + room, len);
+        self.too_short_to_try = 0;
         self.synced = self.appended;
         let dropped = std::mem::take(&mut self.unknown);
         if dropped > 0 {
@@ -745,6 +755,31 @@ mod tests {
         journal.append(&ended(4)).unwrap();
         assert_eq!(Journal::open(&scratch.join("journal")).unwrap().1, [ended(3), ended(4)]);
         assert!(!scratch.join("journal.new").exists());
+    }
+
+    #[test]
+    fn a_compaction_that_fails_leaves_no_draft_and_is_tried_again_once_the_journal_has_grown_by_half() {
+        let scratch = Scratch::new("compactfails");
+        let path = scratch.join("journal");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        let long = accepted(1, &"x".repeat(100_000));
+        let grow = |journal: &mut Journal, lines| (0..lines).for_each(|_| journal.append(&long).unwrap());
+        grow(&mut journal, 12);
+        assert!(journal.wants_compaction());
+        // No file can take the place of a folder.
+        std::fs::rename(&path, scratch.join("moved")).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        journal.compact(&[ended(1)], 0).unwrap_err();
+        assert!(!scratch.join("journal.new").exists());
+        assert!(!journal.wants_compaction());
+        grow(&mut journal, 5);
+        assert!(!journal.wants_compaction());
+        grow(&mut journal, 2);
+        assert!(journal.wants_compaction());
+        std::fs::remove_dir(&path).unwrap();
+        journal.compact(&[ended(1)], 0).unwrap();
+        grow(&mut journal, 12);
+        assert!(journal.wants_compaction(), "a success counts from its own length");
     }
 
     #[test]
