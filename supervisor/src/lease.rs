@@ -175,11 +175,14 @@ impl Leases {
         book.renew(&self.boot, heard).inspect_err(|_| self.leave(master))
     }
 
-    /// A task of `master` that an earlier supervisor accepted. The newest stamp is what stands in the file.
-    pub fn rejoin(&mut self, master: &InstanceId) {
-        if let Err(error) = self.join(master, Duration::ZERO) {
+    /// A task of `master` that an earlier supervisor accepted. The newest stamp is what stands in the file. False: it is not
+    /// counted, and must not leave.
+    pub fn rejoin(&mut self, master: &InstanceId) -> bool {
+        let joined = self.join(master, Duration::ZERO);
+        if let Err(error) = &joined {
             log::error!("cannot open the leases of master {master}: {error}; its tasks end when theirs have run out");
         }
+        joined.is_ok()
     }
 
     /// A task of `master` has ended. With the last of them its file goes: nobody reads it any more.
@@ -352,7 +355,7 @@ mod tests {
         hear(201);
         assert_eq!(watched.end(), 210 * SECOND, "an old stamp, and one of a time that has not come");
         let mut next = leases(&scratch);
-        next.rejoin(&master());
+        assert!(next.rejoin(&master()));
         next.remove_others();
         assert_eq!(next.terms(&lease(100 * SECOND), Some(&master())).unwrap().newest, 150 * SECOND);
         next.hear(&master(), &stamp(&boot(), 170 * SECOND), 200 * SECOND).unwrap();

@@ -62,6 +62,8 @@ struct Living {
     era: usize,
     /// What it runs under, if it does.
     lease: Option<TaskLease>,
+    /// Whether it counts among the tasks for which its master's stamps are kept.
+    renewed: bool,
 }
 
 impl Living {
@@ -156,27 +158,26 @@ impl TaskTable {
         let (event, era, stuck) = (unfinished.event, unfinished.era, unfinished.stuck.take());
         let origin = origin_of(&unfinished.request);
         let lease = unfinished.request.lease.clone();
-        if let Some((_, master)) = lease.as_ref().zip(origin.master.as_ref()) {
-            self.leases.rejoin(master);
-        }
+        let under = lease.as_ref().and(origin.master.as_ref());
+        let renewed = under.is_some_and(|master| self.leases.rejoin(master));
         let phase = phase_of(unfinished, now, self.grace);
         if matches!(phase, Phase::Stopping { .. }) {
             self.deeds.push_back((id, Deed::Terminate));
         }
-        self.insert(Task { id, origin, phase }, event, era, lease);
+        self.insert(Task { id, origin, phase }, event, era, lease, renewed);
         if let Some(living) = self.living.get_mut(&id).filter(|_| stuck.is_some()) {
             living.told.stuck = stuck;
             (self.held_up, self.cut_off) = (true, true);
         }
     }
 
-    fn insert(&mut self, task: Task, event: EventNumber, era: usize, lease: Option<TaskLease>) {
+    fn insert(&mut self, task: Task, event: EventNumber, era: usize, lease: Option<TaskLease>, renewed: bool) {
         let share = task.spec().map(Share::of).unwrap_or_default();
         self.used = self.used.plus(share);
         self.key_of(&task.origin, task.id);
         self.by_event.insert(event, task.id);
         self.deadlines.extend(task.next_deadline().map(|deadline| (deadline, task.id)));
-        self.living.insert(task.id, Living { told: task.report(event), task, share, era, lease });
+        self.living.insert(task.id, Living { told: task.report(event), task, share, era, lease, renewed });
     }
 
     fn key_of(&mut self, origin: &TaskOrigin, id: TaskId) {
@@ -321,7 +322,8 @@ impl TaskTable {
         if let (Some(master), Some(job)) = (&origin.master, origin.job_id) {
             self.masters.heard_of(master, job);
         }
-        self.insert(Task::accept(id, origin, spec), event, self.eras.len().saturating_sub(1), lease);
+        let renewed = lease.is_some();
+        self.insert(Task::accept(id, origin, spec), event, self.eras.len().saturating_sub(1), lease, renewed);
         self.to_launch.push_back(id);
         Ok(id)
     }
@@ -586,7 +588,7 @@ impl TaskTable {
             && let Some(living) = self.living.remove(&id)
         {
             self.used = self.used.minus(living.share);
-            self.end_lease(living.lease.as_ref(), &living.task.origin);
+            self.end_lease(living.lease.as_ref().filter(|_| living.renewed), &living.task.origin);
             self.keep_ended(living.told);
             self.forget_beyond_the_cap();
         }
@@ -1179,6 +1181,23 @@ pub mod tests {
         let stale = it.table.create(request(Some(3)).under(Some(lease)), later).unwrap_err();
         assert_eq!(stale.code, RefusalCode::Stale);
         assert!(!it.scratch.join("leases/m").exists());
+    }
+
+    #[test]
+    fn a_task_whose_lease_could_not_be_taken_over_ends_nobody_elses() {
+        let mut it = Fixture::new("lease-not-over");
+        let (now, boot) = (Now::read(), it.table.node().boot.clone());
+        let lease = || Some(TaskLease { ms: 60_000, heard: lease::stamp(&boot, now.since_boot) });
+        let old = it.table.create(request(Some(1)).under(lease()), now).unwrap();
+        // What stands in the way of its master's file.
+        let file = it.scratch.join("leases/m");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        it.restart();
+        std::fs::remove_dir(&file).unwrap_or_default();
+        it.table.create(request(Some(2)).under(lease()), now).unwrap();
+        it.table.kill(old, now).unwrap();
+        assert!(file.is_file(), "the file of a task that lives is gone");
     }
 
     #[test]
