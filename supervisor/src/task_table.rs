@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use wire::node::{NodeResource, Refusal, RefusalCode, Remembered};
 use wire::task::{AttemptKey, TaskOrigin, TaskReport, TaskRequest};
 use wire::term::Speaker;
-use wire::{BadInput, BootId, EventNumber, InstanceId, JobId, JobSpec, Reason, Stamp, TaskId, TaskLease};
+use wire::{BadInput, BootId, EventNumber, InstanceId, JobId, JobSpec, Reason, Stamp, State, TaskId, TaskLease};
 
 use crate::history::{Era, History, Unfinished};
 use crate::journal::{Journal, JournalError, Record};
@@ -582,8 +582,15 @@ impl TaskTable {
         self.write(id, change, event)?;
         let Some(living) = self.living.get(&id) else { return Ok(()) };
         log::debug!("task {id}: {}", living.task.status());
-        // It moved, so it is not stuck, or not where it was.
-        self.publish(living.task.report(event));
+        // It moved, so it is not stuck, or not where it was. A start that is written late is told as a start: that the task
+        // has ended meanwhile the journal may not have yet.
+        let report = match change {
+            Change::Started(at) => {
+                TaskReport { event, status: State::Running, started_at: *at, stuck: None, ..living.told.clone() }
+            }
+            Change::Launched(_) | Change::KillRequested | Change::NeverRan | Change::Ended => living.task.report(event),
+        };
+        self.publish(report);
         if matches!(change, Change::Ended)
             && let Some(living) = self.living.remove(&id)
         {
@@ -867,7 +874,7 @@ pub mod tests {
     use crate::scratch::Scratch;
     use crate::task::{Init, Outcome};
     use std::path::Path;
-    use wire::{Attempt, InstanceId, JobId, State};
+    use wire::{Attempt, InstanceId, JobId};
 
     const GRACE: Duration = Duration::from_secs(5);
     const INIT: Init = Init { pid: 7, start_time: 8 };
@@ -1411,6 +1418,22 @@ pub mod tests {
         assert_eq!(it.deeds(), [(id, Deed::SayGo), (id, Deed::Release), (waiting, Deed::Release)]);
         it.restart();
         assert_eq!((it.status(id), it.status(waiting)), (State::Finished, State::Killed));
+    }
+
+    #[test]
+    fn a_start_that_is_written_late_is_told_as_a_start_while_the_end_is_not_written() {
+        let mut it = Fixture::new("late-start");
+        let id = it.create();
+        it.launch(id);
+        it.table.journal.fail_writes(true);
+        it.table.apply(id, Event::Started(None), Now::read());
+        it.end(id);
+        it.table.journal.fail_writes(false);
+        let (first, start) = it.table.parked.pop_front().unwrap();
+        it.table.carry_out(first, &start).unwrap();
+        assert_eq!(it.status(id), State::Running);
+        it.restart();
+        assert_eq!(it.status(id), State::Running, "as the journal has it");
     }
 
     #[test]
