@@ -1,9 +1,10 @@
 //! What this node has and is: the totals it gives out, and what could never run on it.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use wire::node::{NodeResource, Refusal, RefusalCode};
-use wire::{BootId, CpuAmount, CpuSet, InstanceId, JobSpec, NodeId};
+use wire::{BootId, CpuAmount, CpuSet, ImageId, InstanceId, JobSpec, NodeId};
 
 use crate::task::Now;
 use crate::{images, lease, packages};
@@ -58,6 +59,8 @@ pub struct Node {
     pub cpus: CpuSet,
     /// Where its images are.
     pub image_dir: PathBuf,
+    /// What was there when that could last be read.
+    pub images: RefCell<Vec<ImageId>>,
     /// Where its containers are: mostly on the same disk.
     pub container_dir: PathBuf,
     /// Folders packages may come from.
@@ -104,6 +107,16 @@ impl Node {
         [&self.image_dir, &self.container_dir].into_iter().try_for_each(|folder| check_disk_of(folder))
     }
 
+    /// The images there are. While the folder cannot be read, for want of a descriptor perhaps, those of before: a node that
+    /// told of none would have jobs refused for good.
+    fn images(&self) -> Vec<ImageId> {
+        match images::list(&self.image_dir) {
+            Ok(found) => *self.images.borrow_mut() = found,
+            Err(error) => log::warn!("{error}; telling of the images that were there before"),
+        }
+        self.images.borrow().clone()
+    }
+
     /// What `GET /resource` tells.
     pub fn resource(&self, free: Share, tasks: usize, closed: Option<String>, now: Now) -> NodeResource {
         NodeResource {
@@ -118,10 +131,7 @@ impl Node {
             uptime_ms: u64::try_from(now.since_boot.as_millis()).ok(),
             tasks: tasks as u64,
             load: load(),
-            images: images::list(&self.image_dir).unwrap_or_else(|error| {
-                log::warn!("{error}");
-                Vec::new()
-            }),
+            images: self.images(),
             package_roots: self.package_roots.iter().map(|root| root.display().to_string()).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: self.kernel.clone(),
@@ -178,6 +188,7 @@ pub mod tests {
             total: Share { cpu: CpuAmount::whole(2), mem_mib: 1000 },
             cpus: "0-1".parse().unwrap(),
             image_dir: image_dir.to_owned(),
+            images: RefCell::default(),
             container_dir: image_dir.to_owned(),
             package_roots: vec!["/packages".into()],
             kernel: kernel(),
@@ -204,6 +215,22 @@ pub mod tests {
         node.image_dir = "/proc".into();
         let refusal = node.check_disk().unwrap_err();
         assert!(refusal.code == RefusalCode::NoRoom && refusal.message.contains("full"), "{}", refusal.message);
+    }
+
+    #[test]
+    fn while_the_images_cannot_be_read_the_last_that_could_are_told() {
+        let scratch = Scratch::new("images-unread");
+        let (image_dir, away) = (scratch.join("img"), scratch.join("away"));
+        let node = node(&image_dir);
+        let told = || node.resource(Share::default(), 0, None, Now::read()).images;
+        let busybox = told();
+        assert_eq!(busybox.len(), 1);
+        // What is no folder cannot be listed, whoever asks.
+        std::fs::rename(&image_dir, &away).unwrap();
+        std::fs::write(&image_dir, "").unwrap();
+        assert_eq!(told(), busybox);
+        std::fs::remove_file(&image_dir).unwrap();
+        assert_eq!(told(), [], "a folder that is missing holds none");
     }
 
     #[test]

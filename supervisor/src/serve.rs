@@ -3,6 +3,7 @@
 //! It decides nothing and owns nothing but the others. One launch a turn: however many tasks arrive at
 //! once, the next request is answered within the time of one clone.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
@@ -397,6 +398,7 @@ fn this_node(config: &NodeConfig, settings: &Settings, instance: InstanceId, boo
         total: Share { cpu: config.cpu, mem_mib: config.mem_mib },
         cpus: config.cpus.clone(),
         image_dir: settings.image_dir(),
+        images: RefCell::default(),
         container_dir: config.state_dir.join("cont"),
         package_roots: config.package_roots.clone(),
         kernel: node::kernel(),
