@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use serde_json::Value;
 
 use crate::netns;
@@ -179,7 +180,18 @@ pub struct Connection {
 impl Connection {
     /// Connects. Every read and write gives up after [`PATIENCE`].
     pub fn open(addr: SocketAddr) -> io::Result<Connection> {
-        let stream = netns::connect(addr)?;
+        Connection::over(netns::connect(addr)?)
+    }
+
+    /// [`Connection::open`] as a client with this address of our own.
+    pub fn open_from(own: Ipv4Addr, addr: SocketAddr) -> io::Result<Connection> {
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        bind(&socket, &SocketAddr::from((own, 0)))?;
+        connect(&socket, &addr)?;
+        Connection::over(TcpStream::from(socket))
+    }
+
+    fn over(stream: TcpStream) -> io::Result<Connection> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;

@@ -2,11 +2,12 @@
 //! others are answered meanwhile. Every attack is made on the master's gate and on the node's server.
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tests::cluster::{Cluster, Plan};
 use tests::daemon::{binary, run_to_end};
@@ -266,6 +267,43 @@ fn a_burst_of_clients_is_answered_to_the_last() {
                 client.join().expect("answered");
             }
         });
+    });
+}
+
+#[test]
+fn a_crowd_of_requests_that_never_become_whole_shuts_out_nobody_of_another_address() {
+    /// More than either daemon serves at once.
+    const CROWD: usize = 1100;
+    const ITS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+    Cluster::small(|cluster| {
+        let victims = victims(cluster);
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the hard limit");
+        for victim in &victims {
+            let ask = |connection: &mut Connection| {
+                connection.send(victim.request().as_bytes()).expect("send");
+                connection.response().unwrap_or_else(|error| panic!("{}: {error}", victim.addr)).expect(200);
+            };
+            let mut kept = victim.connect();
+            ask(&mut kept);
+            let crowd = (0..CROWD).map(|_| {
+                let mut connection = Connection::open_from(ITS_ADDRESS, victim.addr).expect("connect");
+                connection.send(b"GET / HTTP/1.1\r\nX: ").expect("send");
+                connection
+            });
+            let crowd: Vec<Connection> = crowd.collect();
+            for _ in 0..20 {
+                victim.answers();
+            }
+            ask(&mut kept);
+            let is_there = |connection: &&Connection| {
+                connection.stream().set_nonblocking(true).expect("a flag");
+                let told = connection.stream().peek(&mut [0]);
+                told.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            };
+            let there = crowd.iter().filter(is_there).count();
+            assert!(there > CROWD / 2, "{}: only {there} of the crowd were there to the end", victim.addr);
+        }
     });
 }
 

@@ -18,11 +18,12 @@
 
 use std::io::{ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mio::net::TcpStream;
 
 use super::body::BodyDecoder;
+use super::eviction::Idler;
 use super::framing_error::FramingError;
 use super::head::{BodyLength, Reply, RequestHead, read_request_head};
 use super::limits::Limits;
@@ -35,9 +36,6 @@ pub(super) const TURN_BYTES: usize = 128 << 10;
 
 /// How much a refused peer may still send before it is cut off.
 const LINGER_BYTES: usize = 16 << 20;
-
-/// How long a new connection has for its first byte before it counts as idle.
-const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// What has become of a connection after it was driven.
 #[derive(Debug)]
@@ -59,6 +57,10 @@ pub(super) struct Connection {
     pub(super) stream: TcpStream,
     peer: SocketAddr,
     stage: Stage,
+    /// Since when its peer has owed it a request, or the rest of one.
+    since: Instant,
+    /// A request of it has been answered.
+    served: bool,
     /// Bytes read and not yet understood: a part of a head, or what was pipelined behind a request.
     input: Vec<u8>,
     output: Output,
@@ -75,7 +77,6 @@ enum Stage {
     /// `blank`: bytes of empty lines so far.
     Idle {
         until: Instant,
-        served: bool,
         blank: usize,
     },
     /// `parsed`: how much of the input was looked at already, in vain.
@@ -129,7 +130,9 @@ impl Connection {
         Connection {
             stream,
             peer,
-            stage: Stage::Idle { until: now + limits.idle, served: false, blank: 0 },
+            stage: Stage::Idle { until: now + limits.idle, blank: 0 },
+            since: now,
+            served: false,
             input: Vec::new(),
             output: Output::default(),
             readable: true,
@@ -180,13 +183,20 @@ impl Connection {
         matches!(self.stage, Stage::Idle { .. })
     }
 
-    /// Whether it may be closed to make room: between requests, and not so new that its first one
-    /// may still be on its way.
-    pub(super) fn is_evictable(&self, limits: &Limits, now: Instant) -> bool {
+    /// What it is to one that looks for room. `None`: its owner is at work for it, or its answer is on its way.
+    pub(super) fn idler(&self) -> Option<Idler> {
+        let idler = Idler { served: self.served, receiving: false, since: self.since };
         match self.stage {
-            Stage::Idle { until, served, .. } => served || until + FIRST_REQUEST < now + limits.idle,
-            _ => false,
+            Stage::Idle { .. } => Some(idler),
+            Stage::Head { .. } | Stage::Body { .. } => Some(Idler { receiving: true, ..idler }),
+            // It has had its last answer: of all it has the least to lose.
+            Stage::Lingering { .. } => Some(Idler { served: false, ..idler }),
+            Stage::Asked { .. } | Stage::Answering { .. } | Stage::Streaming { .. } => None,
         }
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
     }
 
     pub(super) fn is_asked(&self) -> bool {
@@ -419,6 +429,7 @@ impl Connection {
             self.consume(more);
             if !self.input.is_empty() {
                 self.stage = Stage::Head { until: now + limits.head_time, parsed: 0 };
+                self.since = now;
             }
         }
         if let Stage::Head { parsed, .. } = &mut self.stage {
@@ -489,7 +500,8 @@ impl Connection {
             _ => return Step::Report(Progress::Waiting),
         };
         if keep_alive {
-            self.stage = Stage::Idle { until: now + limits.idle, served: true, blank: 0 };
+            self.stage = Stage::Idle { until: now + limits.idle, blank: 0 };
+            (self.since, self.served) = (now, true);
             let more = self.readable || !self.input.is_empty();
             return Step::Report(if more { Progress::NextTurn } else { Progress::Waiting });
         }
@@ -499,6 +511,7 @@ impl Connection {
         // Closing with unread bytes sends a reset, which can overtake the answer (RFC 9112, section 9.6).
         self.input = Vec::new();
         self.stage = Stage::Lingering { until: now + limits.linger, left: LINGER_BYTES };
+        self.since = now;
         Step::Again
     }
 

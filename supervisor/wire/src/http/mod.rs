@@ -16,12 +16,14 @@
 //! | `output` | bytes that wait to be written, and the reader's pace |
 //! | `connection` | one accepted socket from its first byte to its last |
 //! | `deadlines` | which slot must be looked at when |
+//! | `eviction` | which connection makes room for another, pure |
 //! | `server`, `client` | all connections of one side |
 
 mod body;
 mod client;
 mod connection;
 mod deadlines;
+mod eviction;
 mod framing_error;
 mod head;
 mod limits;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use mio::{Interest, Registry, Token};
 
 use super::connection::{Connection, Progress};
 use super::deadlines::Deadlines;
+use super::eviction::{self, choose};
 use super::framing_error::FramingError;
 use super::limits::Limits;
 use super::message::{Request, Response, StreamHead};
@@ -57,6 +58,8 @@ pub struct Server {
     open: usize,
     deadlines: Deadlines,
     accepting: Accepting,
+    /// Those that were told there is no room and are not gone, the first that was told in front.
+    turned_away: VecDeque<ConnectionId>,
     /// Bytes of all bodies being received or answered.
     held: usize,
     /// Bytes of all answers waiting for readers.
@@ -98,6 +101,7 @@ impl Server {
             open: 0,
             deadlines: Deadlines::default(),
             accepting: Accepting::OnEvent,
+            turned_away: VecDeque::new(),
             held: 0,
             waiting: 0,
             requests: VecDeque::new(),
@@ -377,7 +381,7 @@ impl Server {
                         ErrorKind::WouldBlock => return,
                         // The client gave up before its turn (accept(2)).
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
-                        _ if self.evict_longest_idle(now) => {}
+                        _ if self.evict(None, now) => {}
                         _ => return self.rest(&error, now),
                     }
                 }
@@ -393,8 +397,8 @@ impl Server {
     }
 
     fn admit(&mut self, slot: usize, mut stream: mio::net::TcpStream, peer: SocketAddr, now: Instant) {
-        if self.open >= self.limits.connections {
-            self.evict_longest_idle(now);
+        if !self.has_room() {
+            self.evict(Some(eviction::holder(peer.ip())), now);
         }
         let _ = stream.set_nodelay(true);
         let token = Token(self.tokens.start + 1 + slot);
@@ -403,9 +407,10 @@ impl Server {
             self.free.push_back(slot);
             return;
         }
-        let connection = if self.open < self.limits.connections {
+        let connection = if self.has_room() {
             Connection::new(stream, peer, &self.limits, now)
         } else {
+            self.turned_away.push_back(self.id(slot));
             Connection::turned_away(stream, peer, &self.limits, now)
         };
         self.open += 1;
@@ -414,11 +419,22 @@ impl Server {
         self.drive(slot, now);
     }
 
+    /// Whether one more is served. Those that were turned away take no place.
+    fn has_room(&self) -> bool {
+        self.open - self.turned_away.len() < self.limits.connections
+    }
+
     fn vacant_slot(&mut self) -> Option<usize> {
         let most = (self.limits.connections + TURNED_AWAY).min(self.tokens.len().saturating_sub(1));
         if self.slots.len() < most && self.free.is_empty() {
             self.slots.push(Slot::default());
             return Some(self.slots.len() - 1);
+        }
+        // Who is told that there is no room must not keep those waiting in the kernel for whom room is made.
+        if self.free.is_empty()
+            && let Some(id) = self.turned_away.pop_front()
+        {
+            self.forget(id.slot as usize);
         }
         self.free.pop_front()
     }
@@ -431,12 +447,12 @@ impl Server {
         }
     }
 
-    /// Makes room by closing the connection that has lain between requests for longest.
-    fn evict_longest_idle(&mut self, now: Instant) -> bool {
-        let connection = |slot: usize| self.slots[slot].connection.as_ref();
-        let evictable = |slot: usize| connection(slot).is_some_and(|it| it.is_evictable(&self.limits, now));
-        let longest = self.deadlines.slots().find(|slot| evictable(*slot));
-        longest.is_some_and(|slot| self.forget(slot).is_some())
+    /// Makes room for a connection of this holder, if it may have some.
+    fn evict(&mut self, newcomer: Option<IpAddr>, now: Instant) -> bool {
+        let open = self.slots.iter().enumerate().filter_map(|(slot, it)| Some((slot, it.connection.as_ref()?)));
+        let served = open.filter(|(slot, _)| !self.turned_away.contains(&self.id(*slot)));
+        let all: Vec<_> = served.map(|(slot, it)| (slot, eviction::holder(it.peer().ip()), it.idler())).collect();
+        choose(&all, newcomer, now).is_some_and(|slot| self.forget(slot).is_some())
     }
 
     /// Over the bounds of all connections together, the ones that take most are ended.
@@ -463,6 +479,8 @@ impl Server {
 
     fn forget(&mut self, slot: usize) -> Option<Connection> {
         let mut connection = self.slots[slot].connection.take()?;
+        let id = self.id(slot);
+        self.turned_away.retain(|turned_away| *turned_away != id);
         // A forked child may still hold the socket: then closing alone would leave it registered.
         let _ = self.registry.deregister(&mut connection.stream);
         self.held -= connection.held();

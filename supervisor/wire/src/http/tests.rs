@@ -1,6 +1,6 @@
 //! The server and the client on real loopback sockets, driven by a real `mio::Poll`.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,17 +74,30 @@ impl Drop for Served {
     }
 }
 
+/// A server that the test itself drives.
+fn by_hand(limits: Limits) -> (Poll, Server) {
+    let poll = Poll::new().unwrap();
+    let registry = poll.registry().try_clone().unwrap();
+    let server = Server::bind("127.0.0.1:0".parse().unwrap(), limits, registry, 1..100).unwrap();
+    (poll, server)
+}
+
 fn turn(poll: &mut Poll, server: &mut Server) {
+    turn_ahead(poll, server, Duration::ZERO);
+}
+
+/// A turn that takes it to be so much later.
+fn turn_ahead(poll: &mut Poll, server: &mut Server, ahead: Duration) {
     let mut events = Events::with_capacity(64);
     let wait = server.next_deadline().map_or(PATIENCE, |deadline| deadline.saturating_duration_since(Instant::now()));
     poll.poll(&mut events, Some(wait)).unwrap();
-    let now = Instant::now();
+    let now = Instant::now() + ahead;
     for event in &events {
         if server.owns(event.token()) {
             server.ready(event, now);
         }
     }
-    server.expire(Instant::now());
+    server.expire(now);
 }
 
 /// Turns until there is more to read at once: how much of what was sent lies there at a time is the kernel's choice.
@@ -278,10 +291,7 @@ fn empty_lines_before_a_request_come_to_an_end() {
 
 #[test]
 fn of_one_that_has_sent_much_only_a_part_is_read_in_a_turn() {
-    let mut poll = Poll::new().unwrap();
-    let registry = poll.registry().try_clone().unwrap();
-    let limits = Limits { linger: PATIENCE, ..Limits::default() };
-    let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), limits, registry, 1..100).unwrap();
+    let (mut poll, mut server) = by_hand(Limits { linger: PATIENCE, ..Limits::default() });
     let addr = server.local_addr().unwrap();
     let connect = || {
         let stream = TcpStream::connect(addr).unwrap();
@@ -430,6 +440,59 @@ fn beyond_the_bound_idle_connections_make_room_and_busy_ones_do_not() {
 }
 
 #[test]
+fn one_whose_request_never_becomes_whole_makes_room_sooner_than_one_that_was_answered() {
+    let (mut poll, mut server) = by_hand(Limits { connections: 2, ..Limits::default() });
+    let addr = server.local_addr().unwrap();
+    let mut kept = TcpStream::connect(addr).unwrap();
+    let mut ask = |poll: &mut Poll, server: &mut Server| {
+        kept.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let id = loop {
+            turn(poll, server);
+            if let Some((id, _)) = server.next_request() {
+                break id;
+            }
+        };
+        server.respond(id, Response::text(200, "x"), Instant::now());
+        assert_eq!(read_answer(&mut kept).1, "x");
+    };
+    ask(&mut poll, &mut server);
+    for start in ["", "GET /", "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nab"] {
+        let mut slow = TcpStream::connect(addr).unwrap();
+        slow.write_all(start.as_bytes()).unwrap();
+        while server.open_connections() < 2 {
+            turn(&mut poll, &mut server);
+        }
+        let newcomer = TcpStream::connect(addr).unwrap();
+        // What was on its way so long is overdue.
+        turn_ahead(&mut poll, &mut server, Duration::from_secs(2));
+        slow.set_read_timeout(Some(PATIENCE)).unwrap();
+        let told = slow.read(&mut [0]);
+        assert!(
+            !matches!(&told, Ok(1..)) && !told.is_err_and(|error| error.kind() == ErrorKind::WouldBlock),
+            "{start:?}"
+        );
+        drop(newcomer);
+        while server.open_connections() > 1 {
+            turn(&mut poll, &mut server);
+        }
+        ask(&mut poll, &mut server);
+    }
+}
+
+#[test]
+fn who_is_turned_away_keeps_nobody_waiting_who_comes_after() {
+    let served = Served::start(Limits { connections: 1, linger: 4 * PATIENCE, ..Limits::default() });
+    let mut busy = served.connect();
+    busy.write_all(b"GET /park HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut turned_away: Vec<TcpStream> = (0..100).map(|_| served.connect()).collect();
+    for stream in &mut turned_away {
+        let mut said = [0; 12];
+        stream.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"HTTP/1.1 503");
+    }
+}
+
+#[test]
 fn all_bodies_together_are_bounded() {
     let served = Served::start(Limits { all_bodies_bytes: 1 << 20, ..Limits::default() });
     let mut holding = served.connect();
@@ -483,9 +546,7 @@ fn a_request_that_comes_byte_by_byte_is_the_same_request() {
 
 #[test]
 fn a_server_with_nothing_connected_has_no_deadline() {
-    let mut poll = Poll::new().unwrap();
-    let registry = poll.registry().try_clone().unwrap();
-    let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default(), registry, 1..100).unwrap();
+    let (mut poll, mut server) = by_hand(Limits::default());
     assert_eq!(server.next_deadline(), None);
     let stream = TcpStream::connect(server.local_addr().unwrap()).unwrap();
     while server.open_connections() == 0 {
