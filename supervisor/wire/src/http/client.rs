@@ -15,6 +15,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use super::body::BodyDecoder;
+use super::connection::TURN_BYTES;
 use super::deadlines::Deadlines;
 use super::framing_error::FramingError;
 use super::head::{ResponseHead, read_response_head};
@@ -199,6 +200,8 @@ enum Stage {
 /// What has become of a link after it was driven.
 enum Progress {
     Waiting,
+    /// It had its share of this turn, and there may be more that no event will tell of.
+    NextTurn,
     Answered(ClientResponse, Fate),
     Failed(Failure),
     /// Idle, and its server closed it.
@@ -240,6 +243,9 @@ pub struct Client {
     /// Exchanges for which there is no connection yet.
     waiting: VecDeque<Exchange>,
     outcomes: VecDeque<Outcome>,
+    /// Links that had their share of a turn and may have more to read, and since when.
+    next_turn: BTreeSet<usize>,
+    next_turn_at: Option<Instant>,
     last: u64,
     scratch: Box<[u8]>,
 }
@@ -259,6 +265,8 @@ impl Client {
             place: HashMap::new(),
             waiting: VecDeque::new(),
             outcomes: VecDeque::new(),
+            next_turn: BTreeSet::new(),
+            next_turn_at: None,
             last: 0,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
         }
@@ -296,10 +304,10 @@ impl Client {
     /// When [`expire`](Client::expire) must be called; `None` while nothing is asked or kept.
     pub fn next_deadline(&self) -> Option<Instant> {
         let exchange = self.by_deadline.first().map(|(deadline, _)| *deadline);
-        [exchange, self.idle_until.next()].into_iter().flatten().min()
+        [exchange, self.idle_until.next(), self.next_turn_at].into_iter().flatten().min()
     }
 
-    /// Gives up what has taken too long, and closes connections kept for too long.
+    /// Gives up what has taken too long, closes connections kept for too long, and reads on where there was much to read.
     pub fn expire(&mut self, now: Instant) {
         while let Some((_, id)) = self.by_deadline.first().copied().filter(|(deadline, _)| *deadline <= now) {
             if let Some(exchange) = self.give_up(id) {
@@ -309,6 +317,10 @@ impl Client {
         }
         while let Some(slot) = self.idle_until.take_due(now) {
             self.close(slot);
+        }
+        self.next_turn_at = None;
+        for slot in std::mem::take(&mut self.next_turn) {
+            self.drive(slot, now);
         }
         self.start_waiting(now);
     }
@@ -389,6 +401,11 @@ impl Client {
         let Some(link) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         match link.drive(&self.limits, &mut self.scratch, now) {
             Progress::Waiting => return,
+            Progress::NextTurn => {
+                self.next_turn.insert(slot);
+                self.next_turn_at.get_or_insert(now);
+                return;
+            }
             Progress::Over => drop(self.close(slot)),
             Progress::Answered(response, fate) => self.answered(slot, response, &fate, now),
             Progress::Failed(failure) => self.failed(slot, failure, now),
@@ -514,12 +531,14 @@ impl Link {
         {
             self.write_broken = Some(error);
         }
+        let mut left = TURN_BYTES;
         loop {
             match self.stream.read(scratch) {
                 Ok(0) => return self.ended(None),
                 Ok(_) if matches!(self.stage, Stage::Idle) => return Progress::Over,
                 Ok(count) => match self.understand(&scratch[..count], limits) {
-                    Ok(None) => {}
+                    Ok(None) if count >= left => return Progress::NextTurn,
+                    Ok(None) => left -= count,
                     Ok(Some((response, fate))) => return Progress::Answered(response, fate),
                     Err(error) => return Progress::Failed(Failure::Framing(error)),
                 },

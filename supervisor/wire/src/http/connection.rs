@@ -30,8 +30,8 @@ use super::limits::Limits;
 use super::message::{Query, Request, Response, StreamHead, write_header, write_status_line};
 use super::output::Output;
 
-/// About how much is read from one connection in one turn: one that always has more must not keep the others, or its own
-/// deadline, waiting.
+/// About how much is read from one connection in one turn, on either side: one that always has more must not keep the
+/// others, or its own deadline, waiting.
 pub(super) const TURN_BYTES: usize = 128 << 10;
 
 /// How much a refused peer may still send before it is cut off.

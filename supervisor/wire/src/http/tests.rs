@@ -595,6 +595,17 @@ impl Asking {
         }
     }
 
+    /// Reads what events tell of until there is more to read at once: how much lies there at a time is the kernel's choice.
+    fn read_until_there_is_more(&mut self) {
+        let (give_up, mut events) = (Instant::now() + PATIENCE, Events::with_capacity(16));
+        while self.client.next_deadline().is_some_and(|deadline| deadline > Instant::now()) {
+            self.poll.poll(&mut events, Some(PATIENCE)).unwrap();
+            events.iter().for_each(|event| self.client.ready(event, Instant::now()));
+        }
+        let at_once = self.client.next_deadline().is_some() && Instant::now() < give_up;
+        assert!(at_once, "all there was to read was read");
+    }
+
     fn ask(&mut self, addr: SocketAddr, request: ClientRequest) -> Result<ClientResponse, ExchangeError> {
         let id = self.send(addr, request, PATIENCE);
         let outcome = self.outcome();
@@ -637,6 +648,24 @@ fn interim_answers_are_skipped_and_come_to_an_end() {
     };
     assert_eq!(text(&say(16).unwrap()), "hi");
     assert!(matches!(say(17), Err(ExchangeError::Framing { cause: FramingError::HeadTooLarge, .. })));
+}
+
+#[test]
+fn of_an_answer_that_is_long_only_a_part_is_read_in_a_turn_and_the_rest_without_an_event() {
+    let mut asking = Asking::new(1);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    asking.send(listener.local_addr().unwrap(), ClientRequest::get("/"), PATIENCE);
+    let (mut server, _) = listener.accept().unwrap();
+    server.set_nonblocking(true).unwrap();
+    // As much as the kernel takes, before the client has read any of it.
+    let head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_vec();
+    let head_bytes = head.len();
+    let sent = server.write(&[head, vec![b'x'; 2_000_000]].concat()).unwrap();
+    assert!(sent > 2 * connection::TURN_BYTES, "the kernel takes {sent} bytes");
+    server.shutdown(Shutdown::Write).unwrap();
+    asking.read_until_there_is_more();
+    let answer = asking.outcome().answer.unwrap();
+    assert_eq!(answer.body.len(), sent - head_bytes);
 }
 
 #[test]
