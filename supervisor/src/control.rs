@@ -294,18 +294,23 @@ impl LongPolls {
     }
 
     /// Answers for those for whom there is news, and those who have waited long enough. Called once a
-    /// turn, so that changes of the same turn travel together.
-    pub fn take_answers(&mut self, table: &TaskTable, now: Now) -> Vec<(ConnectionId, Response)> {
+    /// turn, so that changes of the same turn travel together. Each is made when it is taken: all at once would be more
+    /// than the server lets wait for its readers.
+    pub fn take_answers(&mut self, table: &TaskTable, now: Now) -> impl Iterator<Item = (ConnectionId, Response)> {
         let last = table.last_event();
-        let due = |waiter: &mut Waiter| waiter.after < last || waiter.until <= now.instant;
-        let answer = |waiter: Waiter| (waiter.connection, news(table, waiter.after, waiter.master.as_ref(), now));
-        self.waiters.extract_if(.., due).map(answer).collect()
+        let due = move |waiter: &mut Waiter| waiter.after < last || waiter.until <= now.instant;
+        let answer = move |waiter: Waiter| (waiter.connection, news(table, waiter.after, waiter.master.as_ref(), now));
+        self.waiters.extract_if(.., due).map(answer)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::TcpStream;
+
     use super::*;
+    use crate::event_loop::{self, EventLoop};
     use crate::output::Start;
     use crate::task::{Event, Init};
     use crate::task_table::tests::Fixture;
@@ -424,6 +429,31 @@ mod tests {
         for (query, field) in [("after=-1", "after"), ("wait_ms=60001", "wait_ms"), ("wait_ms=x", "wait_ms")] {
             assert_eq!(code_and_field(get(&mut it, &format!("/task/events?{query}"))).2, field);
         }
+    }
+
+    #[test]
+    fn the_answer_to_a_poll_that_waited_is_made_when_it_is_taken() {
+        let mut it = Fixture::new("control-parked");
+        let mut events = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = events.local_addr().unwrap();
+        let ask = |_| {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            stream.write_all(b"GET /task/events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            stream
+        };
+        let _asking: Vec<TcpStream> = (0..2).map(ask).collect();
+        let (mut polls, until) = (LongPolls::default(), Instant::now() + Duration::from_secs(60));
+        while polls.waiters.len() < 2 {
+            for event in events.turn(Some(until)).unwrap() {
+                let event_loop::Event::Request(connection, _) = event else { panic!("{event:?}") };
+                polls.park(connection, EventNumber(0), until, None);
+            }
+        }
+        assert!(polls.take_answers(&it.table, Now::read()).next().is_none());
+        post(&mut it, "/task/create", JOB);
+        assert!(polls.take_answers(&it.table, Now::read()).next().is_some());
+        assert_eq!(polls.waiters.len(), 1);
+        assert_eq!(polls.take_answers(&it.table, Now::read()).count(), 1);
     }
 
     #[test]

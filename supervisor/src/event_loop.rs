@@ -4,6 +4,7 @@
 //! pidfd, which says who it was and wakes us once.
 
 use std::io;
+use std::iter;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -21,6 +22,10 @@ use crate::child::{self, Child};
 /// How long a port in use is waited for, and how often it is tried.
 const PORT_IN_USE: Duration = Duration::from_secs(1);
 const TRY_PORT_AGAIN: Duration = Duration::from_millis(10);
+
+/// Requests that are heard in one turn. Each of a thousand can ask for every task there is, and in between a deadline may
+/// pass, a child exit, or a task be waiting for its launch.
+const REQUESTS_A_TURN: usize = 64;
 
 const SIGNALS: Token = Token(0);
 /// One for the listener, the others for connections.
@@ -82,7 +87,8 @@ impl EventLoop {
 
     /// Sleeps until something happens, or until `deadline`; without one, for as long as it takes.
     pub fn turn(&mut self, deadline: Option<Instant>) -> io::Result<Vec<Event>> {
-        let wake = [deadline, self.server.next_deadline()].into_iter().flatten().min();
+        let left_over = self.server.has_requests().then(Instant::now);
+        let wake = [deadline, self.server.next_deadline(), left_over].into_iter().flatten().min();
         self.events.clear();
         match self.poll.poll(&mut self.events, wake.map(until)) {
             Ok(()) => {}
@@ -104,9 +110,8 @@ impl EventLoop {
             }
         }
         self.server.expire(now);
-        while let Some((id, request)) = self.server.next_request() {
-            heard.push(Event::Request(id, request));
-        }
+        let requests = iter::from_fn(|| self.server.next_request()).take(REQUESTS_A_TURN);
+        heard.extend(requests.map(|(id, request)| Event::Request(id, request)));
         while let Some(id) = self.server.next_closed() {
             heard.push(Event::ClientGone(id));
         }
@@ -190,6 +195,9 @@ impl Watcher {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::TcpStream;
+
     use super::*;
 
     #[test]
@@ -216,6 +224,37 @@ mod tests {
         assert!(matches!(heard[..], [Event::ChildExited(exited)] if exited == child.pid), "{heard:?}");
         watcher.release(&child.pidfd);
         assert_eq!(child::reap(&child.pidfd), Ok(Some(0)));
+    }
+
+    #[test]
+    fn many_requests_are_heard_in_their_order_and_only_some_of_them_in_a_turn() {
+        const MANY: usize = REQUESTS_A_TURN + 36;
+        let mut turn = EventLoop::new("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = turn.local_addr().unwrap();
+        let ask = |n: usize| {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            stream.write_all(format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();
+            stream
+        };
+        let _asking: Vec<TcpStream> = (0..MANY).map(ask).collect();
+        // All of them are whole before the first is heard, so that no event tells of any later.
+        let mut told = true;
+        while told || turn.server.open_connections() < MANY {
+            turn.poll.poll(&mut turn.events, Some(Duration::ZERO)).unwrap();
+            told = !turn.events.is_empty();
+            turn.events.iter().for_each(|event| turn.server.ready(event, Instant::now()));
+            turn.server.expire(Instant::now());
+        }
+        let (mut heard, give_up) = (Vec::new(), Instant::now() + Duration::from_secs(20));
+        while heard.len() < MANY {
+            let part = turn.turn(Some(give_up)).unwrap();
+            assert!(part.len() <= REQUESTS_A_TURN && Instant::now() < give_up, "{} were heard", part.len());
+            heard.extend(part.into_iter().map(|event| match event {
+                Event::Request(_, request) => request.path,
+                other => panic!("{other:?}"),
+            }));
+        }
+        assert_eq!(heard, (0..MANY).map(|n| format!("/{n}")).collect::<Vec<_>>());
     }
 
     #[test]

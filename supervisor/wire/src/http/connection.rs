@@ -279,6 +279,11 @@ impl Connection {
         self.end_ahead && self.notice_finish(limits, now)
     }
 
+    /// Whether its peer's end was noticed.
+    pub(super) fn has_finished(&self) -> bool {
+        self.peer_finished
+    }
+
     /// Queues the whole answer; `drive` sends it.
     pub(super) fn respond(&mut self, response: Response) {
         let Stage::Asked { reply, .. } = self.stage else { return };

@@ -148,9 +148,22 @@ impl Server {
         self.drive(slot, now);
     }
 
-    /// The next whole request.
+    /// The next whole request of somebody who is still there.
     pub fn next_request(&mut self) -> Option<(ConnectionId, Request)> {
-        self.requests.pop_front()
+        loop {
+            let (id, request) = self.requests.pop_front()?;
+            let Some(connection) = self.connection(id) else { continue };
+            // Its owner may have been told before it knew of the request.
+            if connection.has_finished() && !self.closed.contains(&id) {
+                self.closed.push_back(id);
+            }
+            return Some((id, request));
+        }
+    }
+
+    /// Whether [`next_request`](Server::next_request) has been left some: no event will tell of them.
+    pub fn has_requests(&self) -> bool {
+        !self.requests.is_empty()
     }
 
     /// The next client that went away, or finished sending, while its request was in progress. One

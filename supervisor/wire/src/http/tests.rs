@@ -398,6 +398,46 @@ fn a_client_that_leaves_its_poll_is_noticed() {
 }
 
 #[test]
+fn the_request_of_a_client_that_was_reset_is_handed_out_no_more() {
+    let (mut poll, mut server) = by_hand(Limits::default());
+    let mut stream = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n").unwrap();
+    while server.open_connections() == 0 {
+        turn(&mut poll, &mut server);
+    }
+    stream.peek(&mut [0]).unwrap();
+    stream.write_all(b"ok").unwrap();
+    while !server.has_requests() {
+        turn(&mut poll, &mut server);
+    }
+    // Closed with the interim answer unread.
+    drop(stream);
+    while server.open_connections() > 0 {
+        turn(&mut poll, &mut server);
+    }
+    assert!(server.next_request().is_none() && server.next_closed().is_some());
+}
+
+#[test]
+fn who_finishes_before_its_request_is_handed_out_is_told_of_after_it_too() {
+    let (mut poll, mut server) = by_hand(Limits::default());
+    let mut client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+    client.write_all(b"GET /park HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    while !server.has_requests() {
+        turn(&mut poll, &mut server);
+    }
+    client.shutdown(Shutdown::Write).unwrap();
+    let told = loop {
+        turn(&mut poll, &mut server);
+        if let Some(told) = server.next_closed() {
+            break told;
+        }
+    };
+    assert_eq!(server.next_request().map(|(asked, _)| asked), Some(told));
+    assert_eq!((server.next_closed(), server.next_closed()), (Some(told), None));
+}
+
+#[test]
 fn a_client_that_shuts_down_its_side_is_still_answered() {
     let served = Served::start(Limits::default());
     let mut stream = served.connect();
