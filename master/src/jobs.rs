@@ -31,7 +31,7 @@
 //! | after a kill is committed, before or after the node heard | `kill_asked` | the kill is sent until the end is known |
 //!
 //! After a restart each node is first asked for all the tasks it remembers (a roll call), and until it has answered it is
-//! sent nothing. An ended task is forgotten by its node only once its end was acknowledged, that is committed here; so a job
+//! sent nothing. Creates of before are sent again once all have answered or are lost (`jobs/gathering.rs`). An ended task is forgotten by its node only once its end was acknowledged, that is committed here; so a job
 //! whose task number we know and whose task the node does not know has ended unseen: `Failed: lost`. Only jobs numbered
 //! before the roll call was sent are judged by it, for a later create may overtake the answer.
 //!
@@ -43,7 +43,7 @@
 //!
 //! A node that comes back with another instance id has lost its state dir: all it had is lost, numbered or not, since a create
 //! may have been running there. A node that the operator no longer names will never say how its tasks end: its jobs are
-//! `Failed: node lost` at the start.
+//! `Failed: node lost` as soon as the others were heard.
 //! What runs under a lease may go on until that has run out, so such jobs are abandoned first, and lost only then.
 
 mod asked;
@@ -353,7 +353,7 @@ impl Owner {
         let lost: Vec<(JobId, NodeId)> = placed.filter(|(_, node)| !self.members.contains_key(node)).collect();
         for (job, node) in lost {
             log::warn!("job {job} was on node {node}, which no --node names any more; it is lost");
-            self.change(job, News::Removed(node), now);
+            self.lose(node, job, News::Removed(node), now);
             self.watch_abandoned(job, now.clock);
         }
     }
@@ -447,6 +447,7 @@ impl Owner {
         self.end_leases(now);
         self.refresh_rooms();
         self.place(now);
+        self.drop_late_creates();
     }
 
     /// Writes what this turn has changed, each job once.
@@ -455,12 +456,13 @@ impl Owner {
         let find = |id: &JobId| self.active.get(id).or_else(|| turn.ended.get(id));
         let added: HashSet<&JobId> = turn.added.iter().collect();
         let changed = turn.changed.iter().filter(|id| !added.contains(id));
+        let followed = turn.followed.iter().filter(|node| self.is_judged(**node));
         let points = self.points();
         points.iter().for_each(|(before, _)| fault::moment(*before));
         self.store.write(&Changes {
             added: turn.added.iter().filter_map(find).map(Active::kept).collect(),
             changed: changed.filter_map(find).map(Active::kept).collect(),
-            nodes: turn.followed.iter().filter_map(|node| self.members.get(node)?.kept()).collect(),
+            nodes: followed.filter_map(|node| self.members.get(node)?.kept()).collect(),
             durable: turn.durable,
             next_id: turn.next_id,
         })?;

@@ -45,7 +45,8 @@ pub enum News<'a> {
     Rebooted(NodeId),
     /// Another state dir answers in the place of the node that had the task, which may still run there.
     Wiped(NodeId),
-    /// This attempt has run and ended, or may have, and nobody knows how: our database is an older copy.
+    /// This attempt has run and ended, or may have, and nobody knows how: our database is an older copy. The caller has
+    /// checked that the job's node does not tell of an earlier one that lives.
     Ran(Attempt),
     /// This attempt, later than any we know of, is a task of this node: our database is an older copy.
     Found(NodeId, Attempt),
@@ -175,10 +176,11 @@ fn change_of_assigned(job: &Job, given: Given, news: News<'_>) -> Option<Change>
         News::Refused(attempt, message) if attempt == job.attempt && !numbered => {
             Some(ended(State::Failed, Some(Reason::Refused { message: message.to_owned() }), now))
         }
-        News::Ran(attempt) if attempt >= job.attempt && !numbered => {
+        // Of what has a number its node tells, unless a later attempt has run.
+        News::Ran(attempt) if attempt > job.attempt || (attempt == job.attempt && !numbered) => {
             Some(ended(State::Failed, Some(Reason::RanUnknown), now))
         }
-        // What has a number is on its node's roll; what was placed is counted.
+        // What was placed is counted.
         News::Ran(_) | News::Taken(_) => None,
         News::Found(node, attempt) => found(job, node, attempt),
         // A task that exists was neither refused nor turned away: the node took this attempt before.
@@ -200,6 +202,7 @@ fn change_of_running(job: &Job, given: Given, news: News<'_>) -> Option<Change> 
             of_loss(job, given, news)
         }
         News::Found(node, attempt) => found(job, node, attempt),
+        News::Ran(attempt) if attempt > job.attempt => Some(ended(State::Failed, Some(Reason::RanUnknown), given.now)),
         // It runs, so the node took it: these are late, or its node says itself what became of it.
         News::Accepted(..) | News::NoRoom(_) | News::Refused(..) | News::Placed(..) | News::Ran(_) | News::Taken(_) => {
             None
@@ -610,7 +613,7 @@ pub mod tests {
     }
 
     #[test]
-    fn what_has_run_in_a_time_the_database_does_not_know_is_over_unless_its_node_can_tell_more() {
+    fn what_has_run_in_a_time_the_database_does_not_know_is_over_unless_its_node_can_tell_of_that_attempt() {
         let ran = |job: &Job, attempt| after(job, false, News::Ran(Attempt(attempt)));
         for (job, attempt) in [(job(State::Pending, None), 1), (job(State::Assigned, None), 2)] {
             let over = ran(&job, attempt);
@@ -618,7 +621,8 @@ pub mod tests {
             assert_eq!(ran(&job, attempt - 1), job, "that attempt is known");
         }
         for job in [job(State::Assigned, Some(TaskId(8))), job(State::Running, Some(TaskId(8)))] {
-            assert_eq!(ran(&job, 5), job);
+            assert_eq!(ran(&job, 2), job);
+            assert_eq!(ran(&job, 3).cause, Some(Reason::RanUnknown), "attempts are never alive side by side");
         }
     }
 

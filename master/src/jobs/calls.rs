@@ -23,8 +23,12 @@ impl Owner {
         self.kill_strays(node);
     }
 
-    /// Sends a create whose answer we do not have. The same key is answered with the same task.
+    /// Sends a create whose answer we do not have. The same key is answered with the same task. Not while the job may
+    /// have moved on to a node that was not heard yet.
     pub(super) fn call_create(&mut self, id: JobId) {
+        if self.is_in_doubt(id) {
+            return;
+        }
         let Some(active) = self.active.get_mut(&id).filter(|active| active.call == Call::Idle) else { return };
         let unanswered = active.job.placed.filter(|placed| placed.task.is_none() && !active.job.is_abandoned());
         // A node that stamped what it said and does so no more is of an older version now, and would keep to no lease.
@@ -32,6 +36,24 @@ impl Owner {
         if let Some(placed) = unanswered.filter(|placed| active.job.lease.is_none() || stamps(&placed.node)) {
             active.call = Call::Creating;
             self.turn.to_create.entry(placed.node).or_default().push(id);
+        }
+    }
+
+    /// Creates that were ordered in this turn and are not due at its end. The request is made of the job as it is by then:
+    /// sent to where the job was before, the same attempt would be given to two nodes.
+    pub(super) fn drop_late_creates(&mut self) {
+        let active = &self.active;
+        let mut late = Vec::new();
+        for (node, jobs) in &mut self.turn.to_create {
+            late.extend(jobs.extract_if(.., |id| !active.get(id).is_some_and(|it| is_due(&it.job, *node))));
+        }
+        self.turn.to_create.retain(|_, jobs| !jobs.is_empty());
+        for id in late {
+            let ordered = |jobs: &Vec<JobId>| jobs.contains(&id);
+            if !self.turn.to_create.values().any(ordered) {
+                self.call_ended(id, None, Call::Creating);
+                self.call_kill(id);
+            }
         }
     }
 
@@ -107,4 +129,9 @@ impl Owner {
         member.asked();
         self.turn.orders.push(Order::Ask { node, delay });
     }
+}
+
+/// Whether this node is to be asked to start the job.
+fn is_due(job: &Job, node: NodeId) -> bool {
+    job.placed.is_some_and(|placed| placed.node == node && placed.task.is_none()) && !job.is_abandoned()
 }

@@ -1,27 +1,32 @@
 //! After a start: what the nodes know and the database may not. A database can have been put back from an older copy, and
 //! nobody but the nodes can tell.
 //!
-//! Nothing is promised before they were asked. Until every node has answered its roll call, or is lost, no job is placed
-//! that was waiting when the last master stopped: it may have run since the copy was made. Until every node has answered,
-//! or could not be reached at once, no number is given out.
+//! Nothing is promised before they were asked. Until every node has answered its roll call, or is lost, no job of the
+//! database is placed or sent to its node again: it may have run since the copy was made, or runs elsewhere. What one node
+//! has lost of them is judged when all were heard, since the others may have what came after. Until every node has
+//! answered, or could not be reached at once, no number is given out.
 //!
 //! | a node says | so |
 //! |---|---|
 //! | any of what follows, or it has heard of a job that was never submitted here | numbers go on after the highest known, and a thousand further: the last ones may have reached no node |
 //! | it has a task of an attempt that is later than ours | that is our job's true attempt: the job is there, or ended so |
 //! | we have acknowledged the end of such an attempt, and we do not know it | the job has run and must not again: `Failed: lost` |
-//! | we have acknowledged more unknown ends than it lists | any waiting job may have run: all `Failed: lost` |
+//! | it knows nothing of a task we gave it, and no other node has a later one | it is lost, as it would be at any time |
+//! | we have acknowledged more unknown ends than it lists | any waiting job may have run, and so any that would be tried again because its node is silent: all `Failed: lost` |
 //! | it runs a task of ours whose job we do not know | it is left alone, and shown on the node's page |
 //!
 //! A number of a lost time may be given out again after all, if all nodes that know of it were away. The attempts that ran
 //! under it are then counted as if they were ours, so that no key is used for two tasks.
+//!
+//! What a node said is not to be written down as heard before what follows from it: killed in between, the next life of
+//! this master would not hear it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use wire::node::{AcknowledgedEnd, Remembered};
 use wire::task::TaskReport;
-use wire::{Attempt, EventNumber, JobId, NodeId};
+use wire::{Attempt, EventNumber, JobId, NodeId, OnNodeLoss};
 
 use super::{Active, Owner, Submission};
 use crate::life::News;
@@ -40,17 +45,27 @@ const ABSURD: u64 = 1 << 52;
 pub(super) struct Gathering {
     /// Who has not answered a roll call.
     unheard: BTreeSet<NodeId>,
+    /// What the nodes have lost of the jobs they had. Of each job the first that was heard.
+    losses: BTreeMap<JobId, News<'static>>,
     /// Attempts that have run elsewhere, each job's latest.
     ran: BTreeMap<JobId, Attempt>,
     /// Whether any waiting job may be among those.
     any_may_have: bool,
-    /// Whether jobs were waiting at the start: without any there is nothing to hold.
-    has_waiting: bool,
+    /// Whose word is among all that, and not acted on yet.
+    unjudged: BTreeSet<NodeId>,
     /// Submissions that wait for a number.
     early: Vec<Submission>,
     /// When numbers are given out all the same, and when jobs are placed.
     numbers_until: Instant,
     until: Instant,
+}
+
+#[cfg(test)]
+impl Gathering {
+    /// It is over with the next turn.
+    pub(super) fn waits_for_nobody(&mut self) {
+        self.unheard.clear();
+    }
 }
 
 impl Owner {
@@ -61,9 +76,10 @@ impl Owner {
         }
         self.gathering = Some(Gathering {
             unheard,
+            losses: BTreeMap::new(),
             ran: BTreeMap::new(),
             any_may_have: false,
-            has_waiting: self.active.values().any(|active| active.job.placed.is_none()),
+            unjudged: BTreeSet::new(),
             early: Vec::new(),
             numbers_until: now.clock + NUMBERS_HELD,
             until: now.clock + self.nodes.time_out,
@@ -113,19 +129,61 @@ impl Owner {
             let silent: Vec<String> = gathering.unheard.iter().map(ToString::to_string).collect();
             log::warn!("going on without having heard what runs on node {}", silent.join(", "));
         }
+        // A job that is to be tried again because of a loss may have been already: what has run is looked at after that.
+        for (job, news) in &gathering.losses {
+            self.change(*job, *news, now);
+        }
         for (job, attempt) in &gathering.ran {
-            self.has_run(*job, *attempt, now);
+            self.has_run(None, *job, *attempt, now);
         }
         if gathering.any_may_have {
-            self.may_have_run(now);
+            self.may_have_run(None, now);
+        }
+        self.turn.followed.extend(&gathering.unjudged);
+        let speaks = |member: &Member| member.is_ready() && member.trouble().is_none();
+        let speaking: Vec<NodeId> =
+            self.members.iter().filter(|(_, member)| speaks(member)).map(|(id, _)| *id).collect();
+        for node in speaking {
+            self.call_again(node);
         }
         // Should this turn not be kept, it is all to be done again.
         self.turn.gathered = Some(gathering);
     }
 
-    /// Whether waiting jobs wait for the nodes to be heard.
+    /// Whether this job is one of the database of which the nodes may know more, and have not all been heard.
+    pub(super) fn is_in_doubt(&self, id: JobId) -> bool {
+        self.gathering.is_some() && self.is_of_the_start(id)
+    }
+
+    /// Whether the database had this job at the start, and all we have done with it since is to listen.
+    fn is_of_the_start(&self, id: JobId) -> bool {
+        id < self.first_new && self.active.get(&id).is_some_and(|active| active.inherited)
+    }
+
+    /// Whether waiting jobs wait for the nodes to be heard. Whoever came later waits with them, as always.
     pub(super) fn holds_placements(&self) -> bool {
-        self.gathering.as_ref().is_some_and(|it| it.has_waiting)
+        let mut of_the_start = self.active.range(..self.first_new);
+        self.gathering.is_some() && of_the_start.any(|(_, active)| active.inherited && active.job.placed.is_none())
+    }
+
+    /// A job is lost where we believe it to be: at once, or if it is in doubt when all nodes were heard. Under a lease it
+    /// may be abandoned only, which is no end and takes nothing from whoever has it.
+    pub(super) fn lose(&mut self, node: NodeId, id: JobId, news: News<'static>, now: Now) {
+        let leased = self.active.get(&id).is_some_and(|active| active.job.lease.is_some());
+        let only_abandons = leased && matches!(news, News::Wiped(_) | News::Removed(_));
+        let in_doubt = self.is_in_doubt(id) && !only_abandons;
+        match self.gathering.as_mut().filter(|_| in_doubt) {
+            Some(gathering) => {
+                gathering.losses.entry(id).or_insert(news);
+                gathering.unjudged.insert(node);
+            }
+            None => self.change(id, news, now),
+        }
+    }
+
+    /// Whether it may be written down that this node was heard.
+    pub(super) fn is_judged(&self, node: NodeId) -> bool {
+        self.gathering.as_ref().is_none_or(|it| !it.unjudged.contains(&node))
     }
 
     pub(super) fn why_held(&self) -> Option<String> {
@@ -194,13 +252,14 @@ impl Owner {
                     *latest = (*latest).max(end.attempt);
                 }
                 gathering.any_may_have |= beyond_the_list;
+                gathering.unjudged.insert(node);
             }
             None => {
                 for end in unknown {
-                    self.has_run(end.job_id, end.attempt, now);
+                    self.has_run(Some(node), end.job_id, end.attempt, now);
                 }
                 if beyond_the_list {
-                    self.may_have_run(now);
+                    self.may_have_run(Some(node), now);
                 }
             }
         }
@@ -231,28 +290,48 @@ impl Owner {
         log::warn!("new jobs are numbered from {} on", self.next_id);
     }
 
-    /// An attempt of a job has run and ended, and that is all there is to be known.
-    fn has_run(&mut self, id: JobId, attempt: Attempt, now: Now) {
+    /// An attempt of a job has run and ended, and that is all there is to be known. `speaks`: who says so, if its answer is
+    /// not read to the end.
+    fn has_run(&mut self, speaks: Option<NodeId>, id: JobId, attempt: Attempt, now: Now) {
         let Some(active) = self.active.get(&id) else { return };
         if id >= self.first_new {
             return self.change(id, News::Taken(attempt), now);
         }
         let ours = active.job.attempt;
         if active.inherited {
-            self.change(id, News::Ran(attempt), now);
+            if !self.has_not_moved_on(speaks, id) {
+                self.change(id, News::Ran(attempt), now);
+            }
         } else if attempt >= ours {
             log::error!("job {id} was placed as attempt {ours}, but attempt {attempt} of it had run before");
         }
     }
 
     /// Which jobs have run is not known any more.
-    fn may_have_run(&mut self, now: Now) {
+    fn may_have_run(&mut self, speaks: Option<NodeId>, now: Now) {
         let ids: Vec<JobId> = self.active.range(..self.first_new).map(|(id, _)| *id).collect();
         for id in ids {
             let Some(active) = self.active.get(&id).filter(|active| active.inherited) else { continue };
             let next = Attempt(active.job.attempt.0.saturating_add(1));
-            self.change(id, News::Ran(next), now);
+            if !self.has_not_moved_on(speaks, id) {
+                self.change(id, News::Ran(next), now);
+            }
         }
+    }
+
+    /// Whether this attempt is certainly the job's last; a later one that has ended was then another job's of that number.
+    /// What a node has taken is tried elsewhere only if its user wants that. And attempts are never alive side by side: it
+    /// is the last if its node has told, since this start, that it has it, or is about to.
+    fn has_not_moved_on(&self, speaks: Option<NodeId>, id: JobId) -> bool {
+        let Some(job) = self.active.get(&id).map(|active| &active.job).filter(|job| job.is_numbered()) else {
+            return false;
+        };
+        if job.spec.on_node_loss != OnNodeLoss::Retry {
+            return true;
+        }
+        let Some(node) = job.placed.map(|placed| placed.node) else { return false };
+        let heard = self.members.get(&node).is_some_and(|member| !member.is_rolling());
+        (heard || speaks == Some(node)) && !job.is_abandoned()
     }
 
     /// Creates whose answer we do not know are not sent again to a node that has forgotten more than it lists: what it
@@ -260,10 +339,10 @@ impl Owner {
     pub(super) fn doubt_unanswered(&mut self, node: NodeId, now: Now) {
         let jobs: Vec<JobId> = self.members.get(&node).map(|member| member.jobs().collect()).unwrap_or_default();
         for id in jobs {
-            let inherited = |active: &&Active| active.inherited && id < self.first_new;
-            let Some(active) = self.active.get(&id).filter(inherited) else { continue };
+            let unanswered = |active: &&Active| self.is_of_the_start(id) && !active.job.is_numbered();
+            let Some(active) = self.active.get(&id).filter(unanswered) else { continue };
             let attempt = active.job.attempt;
-            self.change(id, News::Ran(attempt), now);
+            self.lose(node, id, News::Ran(attempt), now);
         }
     }
 

@@ -165,8 +165,8 @@ impl Owner {
 
     fn lose_forgotten(&mut self, node: NodeId, missing: &RollCall, now: Now) {
         for job in missing.numbered.iter().copied().filter(|job| self.active.contains_key(job)).collect::<Vec<_>>() {
-            log::warn!("node {node} knows nothing of job {job}; it is lost");
-            self.change(job, News::Forgotten(node), now);
+            log::warn!("node {node} knows nothing of job {job}");
+            self.lose(node, job, News::Forgotten(node), now);
         }
     }
 
@@ -186,10 +186,10 @@ impl Owner {
             let Some(job) = self.active.get(&id).map(|active| &active.job) else { continue };
             if is_told(job) {
                 log::warn!("node {node} was told that this master knew the end of job {id}; it is lost");
-                self.change(id, News::Forgotten(node), now);
+                self.lose(node, id, News::Forgotten(node), now);
             } else {
                 log::warn!("node {node} was booted anew and knows nothing of job {id} any more");
-                self.change(id, News::Rebooted(node), now);
+                self.lose(node, id, News::Rebooted(node), now);
             }
         }
     }
@@ -198,7 +198,7 @@ impl Owner {
     pub(super) fn forget_all(&mut self, node: NodeId, stamped: Instant, now: Now) {
         let jobs: Vec<JobId> = self.members.get(&node).map(|member| member.jobs().collect()).unwrap_or_default();
         for job in jobs {
-            self.change(job, News::Wiped(node), now);
+            self.lose(node, job, News::Wiped(node), now);
             self.watch_abandoned(job, stamped);
         }
     }

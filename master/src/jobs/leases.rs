@@ -55,7 +55,9 @@ impl Owner {
         self.watch.abandoned.retain(|job, _| active.get(job).is_some_and(|active| active.job.is_abandoned()));
         let over = self.leases_over();
         self.watch.due = over.iter().map(|(end, ..)| *end).filter(|end| *end > now.clock).min();
-        for (_, job, node) in over.into_iter().filter(|(end, ..)| *end <= now.clock) {
+        // What is in doubt is given up once all nodes were heard: in that turn, for this comes after it.
+        let over = over.into_iter().filter(|(end, ..)| *end <= now.clock);
+        for (_, job, node) in over.filter(|(_, job, _)| !self.is_in_doubt(*job)).collect::<Vec<_>>() {
             log::warn!("job {job} is lost with node {node}: its lease has run out");
             let attempt = self.active.get(&job).map(|active| active.job.attempt);
             self.watch.given_up.extend(attempt.map(|attempt| (node, job, attempt)));

@@ -35,9 +35,17 @@ impl Master {
 
     /// As after a SIGKILL: memory is gone, the database stays. Nobody waits for what the nodes say first.
     fn start(&mut self) -> Vec<Order> {
-        let orders = self.start_gathering();
-        self.owner().gathering = None;
+        let mut orders = self.start_gathering();
+        self.waits_no_more();
+        orders.extend(self.turn(vec![]));
         orders
+    }
+
+    /// What the nodes have not said yet is not waited for.
+    fn waits_no_more(&mut self) {
+        if let Some(gathering) = &mut self.owner().gathering {
+            gathering.waits_for_nobody();
+        }
     }
 
     fn start_gathering(&mut self) -> Vec<Order> {
@@ -715,6 +723,22 @@ fn a_node_that_is_lost_by_another_call_is_polled_anew_at_once_and_not_when_its_l
     let orders = master.says(0, Said::Free { answer: Err("no route".into()) });
     assert_eq!(polls(&orders), [], "it is under way");
     assert_eq!(polls(&master.says(0, silent())), [(0, false)]);
+}
+
+#[test]
+fn a_create_that_was_ordered_before_its_node_was_found_to_have_another_state_dir_is_not_sent() {
+    let mut master = Master::new(1);
+    master.tells(stamped(0, "s1"), 0, 0, vec![]);
+    master.submit(vec![JobSpec { on_node_loss: OnNodeLoss::Retry, ..spec(64) }]).0.unwrap();
+    master.says(0, Said::Created { tasks: vec![(JobId(1), Attempt(1))], unheard: true, answer: Err("reset".into()) });
+    let wiped = NodeResource { instance: InstanceId("f".repeat(32)), ..stamped(0, "w1") };
+    let events = Events { last: EventNumber(0), events: vec![], resource: wiped, remembered: None };
+    let said =
+        [Said::Free { answer: Ok(stamped(0, "s2")) }, Said::Events { after: EventNumber(0), answer: Ok(events) }];
+    let heard = said.map(|said| Message::Heard(Box::new(Heard { node: NodeId(0), said })));
+    let orders = master.turn(heard.into());
+    assert!(!orders.iter().any(|order| matches!(order, Order::Create { .. })), "{orders:?}");
+    assert!(master.job(1).is_abandoned(), "it may run in the other");
 }
 
 #[test]

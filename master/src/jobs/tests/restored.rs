@@ -8,14 +8,32 @@ use crate::job::Placed;
 impl Master {
     /// A node's answer to its roll call, with what it remembers of this master beside its tasks.
     fn answers_roll_call(&mut self, id: u32, tasks: Vec<TaskReport>, remembered: Remembered) -> Vec<Order> {
+        let heard = self.roll_call_answer(resource(id, 4, 1000), tasks, remembered);
+        self.turn(vec![heard])
+    }
+
+    fn roll_call_answer(&mut self, said: NodeResource, tasks: Vec<TaskReport>, remembered: Remembered) -> Message {
         let instance = self.owner().instance.clone();
         let mut events = tasks;
         for report in &mut events {
             report.key.master = Some(instance.clone());
         }
-        let last = EventNumber(100);
-        let answer = Ok(Events { last, events, resource: resource(id, 4, 1000), remembered: Some(remembered) });
-        self.says(id, Said::Events { after: EventNumber(0), answer })
+        let node = said.node_id;
+        let answer = Ok(Events { last: EventNumber(100), events, resource: said, remembered: Some(remembered) });
+        Message::Heard(Box::new(Heard { node, said: Said::Events { after: EventNumber(0), answer } }))
+    }
+
+    /// Two nodes, and job 1 was given to node 0 as its first attempt when the database was copied.
+    fn with_placed(job: JobSpec, is_numbered: bool) -> Master {
+        let mut master = Master::new(2);
+        master.tells(node(), 0, 0, vec![]);
+        master.submit(vec![job]).0.unwrap();
+        if is_numbered {
+            master.says(0, answer(1, 1, created(8)));
+        }
+        master.tells(resource(1, 4, 1000), 0, 0, vec![]);
+        master.start_gathering();
+        master
     }
 
     /// Submits while the owner may still wait for the nodes; the answer, if there is one already.
@@ -257,4 +275,222 @@ fn a_turn_that_could_not_be_kept_is_gathered_again() {
     assert!(master.owner().holds_placements());
     master.answers_roll_call(0, vec![], remembers(1, &[(5, 1, 1)]));
     assert_eq!(master.job(1).cause, Some(Reason::RanUnknown));
+}
+
+/// A job that is tried again when its node is lost.
+fn retried() -> JobSpec {
+    JobSpec { on_node_loss: OnNodeLoss::Retry, ..spec(64) }
+}
+
+/// What the node has that ran the second attempt of job 1: the task, or only the memory of its end.
+fn second_attempts() -> [(Vec<TaskReport>, Remembered); 2] {
+    let lives = report(JobId(1), Attempt(2), TaskId(9), State::Running);
+    [(vec![lives], remembers(1, &[])), (vec![], remembers(1, &[(5, 1, 2)]))]
+}
+
+#[test]
+fn a_job_that_moved_on_since_the_copy_is_not_run_again_whoever_of_its_nodes_answers_first() {
+    for is_numbered in [false, true] {
+        for (tasks, remembered) in second_attempts() {
+            for (first_speaks_first, in_one_batch) in [(true, false), (false, false), (true, true), (false, true)] {
+                let case = format!("{is_numbered} {} {first_speaks_first} {in_one_batch}", tasks.len());
+                let mut master = Master::with_placed(retried(), is_numbered);
+                let first = master.roll_call_answer(node(), vec![], remembers(1, &[]));
+                let second = master.roll_call_answer(resource(1, 4, 1000), tasks.clone(), remembered.clone());
+                let said = if first_speaks_first { vec![first, second] } else { vec![second, first] };
+                let batches = if in_one_batch { vec![said] } else { said.into_iter().map(|one| vec![one]).collect() };
+                let mut orders: Vec<Order> = batches.into_iter().flat_map(|batch| master.turn(batch)).collect();
+                orders.extend(master.says(0, Said::Free { answer: Ok(node()) }));
+                orders.extend(master.tells(node(), 100, 100, vec![]));
+                assert_eq!(creates(&orders), [], "{case}");
+                let job = master.job(1);
+                if tasks.is_empty() {
+                    let known = matches!(job.cause, Some(Reason::RanUnknown | Reason::Lost));
+                    assert!(job.status == State::Failed && known, "{case}: {job:?}");
+                } else {
+                    let placed = Some(Placed { node: NodeId(1), task: Some(TaskId(9)) });
+                    let true_one = (State::Running, Attempt(2), placed);
+                    assert_eq!((job.status, job.attempt, job.placed), true_one, "{case}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_no_other_node_has_is_sent_again_or_lost_once_all_were_heard() {
+    for is_numbered in [false, true] {
+        let mut master = Master::with_placed(spec(64), is_numbered);
+        assert_eq!(creates(&master.answers_roll_call(0, vec![], remembers(1, &[]))), []);
+        assert_eq!(master.job(1).status, State::Assigned);
+        let orders = master.answers_roll_call(1, vec![], remembers(1, &[]));
+        assert_eq!(creates(&orders), if is_numbered { vec![] } else { vec![(1, 1)] });
+        let lost = is_numbered.then_some(Reason::Lost);
+        assert_eq!(master.job(1).cause, lost);
+    }
+}
+
+#[test]
+fn a_job_that_a_boot_sent_back_is_not_tried_again_where_another_node_ran_it_since() {
+    for is_numbered in [false, true] {
+        for (tasks, remembered) in second_attempts() {
+            for first_speaks_first in [true, false] {
+                let mut master = Master::with_placed(retried(), is_numbered);
+                let booted = || booted_anew(Duration::from_secs(60));
+                let first = |master: &mut Master| {
+                    let mut orders = Vec::new();
+                    for _ in 0..2 {
+                        let answer = master.roll_call_answer(booted(), vec![], remembers(1, &[]));
+                        orders.extend(master.turn(vec![answer]));
+                    }
+                    orders
+                };
+                let mut orders = if first_speaks_first { first(&mut master) } else { vec![] };
+                orders.extend(master.answers_roll_call(1, tasks.clone(), remembered.clone()));
+                if !first_speaks_first {
+                    orders.extend(first(&mut master));
+                }
+                assert_eq!(creates(&orders), []);
+                let job = master.job(1);
+                let told = (job.status, job.attempt);
+                let followed = (State::Running, Attempt(2));
+                assert_eq!(told, if tasks.is_empty() { (State::Failed, Attempt(1)) } else { followed });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_job_that_its_node_sends_back_while_the_others_are_asked_is_not_tried_again_before_they_have_answered() {
+    let rebooted = TaskReport { cause: Some(Reason::NodeRebooted), ..said(1, 8, State::Failed) };
+    for (tasks, remembered) in second_attempts() {
+        let mut master = Master::with_placed(retried(), true);
+        let mut orders = master.answers_roll_call(0, vec![rebooted.clone()], remembers(1, &[]));
+        assert_eq!(master.job(1).status, State::Pending);
+        orders.extend(master.answers_roll_call(1, tasks, remembered));
+        assert_eq!(creates(&orders), []);
+        assert_ne!(master.job(1).status, State::Pending);
+    }
+}
+
+#[test]
+fn a_job_on_a_silent_node_is_not_tried_again_after_its_lease_where_a_later_attempt_has_run() {
+    let unlisted = Remembered { unlisted_to: EventNumber(5), ..remembers(2, &[(6, 900, 1)]) };
+    for remembered in [remembers(1, &[(5, 1, 2)]), unlisted] {
+        let mut master = under_a_lease(OnNodeLoss::Retry);
+        master.start_gathering();
+        let silent = || Said::Events { after: EventNumber(0), answer: Err("no route".into()) };
+        master.says(0, silent());
+        master.answers_roll_call(1, vec![], remembered);
+        master.passes(Duration::from_secs(10));
+        let mut orders = master.says(0, silent());
+        assert_eq!((master.job(1).status, master.job(1).cause), (State::Failed, Some(Reason::RanUnknown)));
+        master.passes(10 * LEASE);
+        orders.extend(master.turn(vec![]));
+        assert_eq!(creates(&orders), []);
+    }
+}
+
+#[test]
+fn a_job_on_a_silent_node_that_is_never_tried_elsewhere_waits_for_that_node() {
+    let unlisted = Remembered { unlisted_to: EventNumber(5), ..remembers(2, &[(6, 900, 1)]) };
+    for remembered in [remembers(1, &[(5, 1, 2)]), unlisted] {
+        let mut master = Master::with_placed(spec(64), true);
+        master.answers_roll_call(1, vec![], remembered);
+        master.waits_no_more();
+        master.turn(vec![]);
+        assert_eq!((master.job(1).status, master.job(1).attempt), (State::Assigned, Attempt(1)));
+    }
+}
+
+#[test]
+fn a_job_whose_node_tells_that_it_lives_has_no_later_attempt_that_ended() {
+    let unlisted = Remembered { unlisted_to: EventNumber(5), ..remembers(2, &[(6, 900, 1)]) };
+    for remembered in [remembers(1, &[(5, 1, 2)]), unlisted] {
+        for first_speaks_first in [true, false] {
+            let mut master = Master::with_placed(retried(), true);
+            let lives = || vec![said(1, 8, State::Running)];
+            if first_speaks_first {
+                master.answers_roll_call(0, lives(), remembers(1, &[]));
+            }
+            master.answers_roll_call(1, vec![], remembered.clone());
+            if !first_speaks_first {
+                master.answers_roll_call(0, lives(), remembers(1, &[]));
+            }
+            assert_eq!((master.job(1).status, master.job(1).attempt), (State::Running, Attempt(1)));
+        }
+    }
+}
+
+#[test]
+fn a_node_that_is_back_late_and_has_forgotten_much_still_has_what_it_tells_of() {
+    let mut master = Master::with_placed(retried(), true);
+    master.waits_no_more();
+    master.turn(vec![]);
+    let unlisted = Remembered { unlisted_to: EventNumber(5), ..remembers(2, &[(6, 900, 1)]) };
+    master.answers_roll_call(0, vec![said(1, 8, State::Running)], unlisted);
+    assert_eq!((master.job(1).status, master.job(1).attempt), (State::Running, Attempt(1)));
+}
+
+#[test]
+fn a_lease_that_is_over_before_all_were_heard_gives_nothing_up_until_then() {
+    let mut master = under_a_lease(OnNodeLoss::Fail);
+    master.nodes.addrs.push((NodeId(2), "127.0.0.1:5002".into()));
+    master.nodes.time_out = 4 * LEASE;
+    master.nodes.addrs.remove(0);
+    master.start_gathering();
+    master.answers_roll_call(1, vec![], remembers(1, &[]));
+    let over = crate::lease::certainly_over(master.now.clock, LEASE) - master.now.clock;
+    master.passes(over);
+    master.turn(vec![]);
+    assert_eq!(master.job(1).status, State::Running);
+    assert!(master.owner().next_deadline().unwrap() > master.now.clock);
+    let lives = report(JobId(1), Attempt(2), TaskId(9), State::Running);
+    master.answers_roll_call(2, vec![lives], remembers(1, &[]));
+    assert_eq!((master.job(1).status, master.job(1).attempt), (State::Running, Attempt(2)));
+}
+
+#[test]
+fn the_jobs_of_a_removed_node_are_lost_with_it_unless_a_node_has_a_later_attempt() {
+    for moved_on in [false, true] {
+        let mut master = Master::with_placed(spec(64), false);
+        master.nodes.addrs.remove(0);
+        master.start_gathering();
+        assert_eq!(master.job(1).status, State::Assigned);
+        let lives = report(JobId(1), Attempt(2), TaskId(9), State::Running);
+        master.answers_roll_call(1, if moved_on { vec![lives] } else { vec![] }, remembers(1, &[]));
+        assert_eq!(master.job(1).status, if moved_on { State::Running } else { State::Failed });
+    }
+}
+
+#[test]
+fn what_a_node_said_is_heard_again_after_a_death_before_all_were_heard() {
+    let mut master = Master::with_waiting(2, 1);
+    for _ in 0..2 {
+        master.answers_roll_call(0, vec![], remembers(1, &[(5, 1, 1)]));
+        master.start_gathering();
+    }
+    master.answers_roll_call(0, vec![], remembers(1, &[(5, 1, 1)]));
+    assert_eq!(creates(&master.answers_roll_call(1, vec![], remembers(1, &[]))), []);
+    assert_eq!(master.job(1).cause, Some(Reason::RanUnknown));
+    // The same of what a boot took and of another state dir.
+    let wiped = NodeResource { instance: InstanceId("f".repeat(32)), ..node() };
+    for (said, cause) in [(booted_anew(LEASE), Reason::NodeRebooted), (wiped, Reason::Lost)] {
+        let mut master = Master::with_placed(spec(64), false);
+        let hear = |master: &mut Master| {
+            for _ in 0..2 {
+                let answer = master.roll_call_answer(said.clone(), vec![], remembers(1, &[]));
+                master.turn(vec![answer]);
+            }
+        };
+        hear(&mut master);
+        master.start_gathering();
+        hear(&mut master);
+        assert_eq!(creates(&master.answers_roll_call(1, vec![], remembers(1, &[]))), []);
+        assert_eq!(master.job(1).cause, Some(cause));
+        let known = master.owner().members[&NodeId(0)].kept();
+        assert_eq!(master.owner().store.nodes().unwrap().first().cloned(), known, "now it is written down");
+        master.start();
+        assert_eq!(creates(&master.tells(said.clone(), 0, 100, vec![])), []);
+    }
 }
