@@ -207,8 +207,8 @@ struct Reservation {
     job: JobId,
     node: NodeId,
     need: Arc<Need>,
-    /// What was placed beside it since; it must fit next to the job.
-    beside: BTreeMap<JobId, Amount>,
+    /// The node is gone, and another may be kept.
+    gone: bool,
 }
 
 /// The waiting jobs, the nodes that take new ones, and what is kept for whom.
@@ -219,6 +219,9 @@ pub struct Scheduler {
     /// The nodes with anything free, by free memory.
     by_free: BTreeSet<(u64, std::cmp::Reverse<NodeId>)>,
     reserved: Option<Reservation>,
+    /// What was placed beside a reservation, and where, until it is over. It must fit next to the job that a node is
+    /// reserved for, and next to the one after it: what a reservation was good for does not end with it.
+    beside: BTreeMap<JobId, (NodeId, Amount)>,
     /// Whether anything came or became free since the last look.
     stirred: bool,
 }
@@ -249,21 +252,32 @@ impl Scheduler {
         self.close(node);
         self.rooms.insert(node, Room { said, free });
         self.index(node, free);
+        if let Some(reserved) = self.reserved.as_mut().filter(|reserved| reserved.node == node) {
+            reserved.gone = false;
+        }
         self.stirred = true;
     }
 
-    /// A node takes no new jobs.
+    /// A node takes no new jobs for a while: it turned one away, missed a poll, is asked for all it has. A reservation
+    /// there stays. Were it given up and made again, each time somebody else could be placed in what it has gathered.
     pub fn close(&mut self, node: NodeId) {
         if let Some(room) = self.rooms.remove(&node) {
             self.by_free.remove(&(room.free.mem, std::cmp::Reverse(node)));
         }
     }
 
-    /// A job placed by us is over.
-    pub fn ended(&mut self, job: JobId) {
-        if let Some(reserved) = &mut self.reserved {
-            reserved.beside.remove(&job);
+    /// A node takes no new jobs, and nobody knows for how long: whoever waits for it may wait for another.
+    pub fn lose(&mut self, node: NodeId) {
+        self.close(node);
+        if let Some(reserved) = self.reserved.as_mut().filter(|reserved| reserved.node == node && !reserved.gone) {
+            reserved.gone = true;
+            self.stirred = true;
         }
+    }
+
+    /// A job placed by us is over, or is not where we placed it.
+    pub fn ended(&mut self, job: JobId) {
+        self.beside.remove(&job);
     }
 
     fn index(&mut self, node: NodeId, free: Amount) {
@@ -296,8 +310,9 @@ impl Scheduler {
     }
 
     fn drop_a_dead_reservation(&mut self) {
-        self.reserved.take_if(|reserved| {
-            !self.rooms.get(&reserved.node).is_some_and(|room| reserved.need.could_run_on(&room.said))
+        self.reserved.take_if(|reserved| match self.rooms.get(&reserved.node) {
+            Some(room) => !reserved.need.could_run_on(&room.said),
+            None => reserved.gone,
         });
     }
 
@@ -316,8 +331,14 @@ impl Scheduler {
     fn leaves_the_reserved(&self, job: JobId, amount: Amount, node: NodeId) -> bool {
         let Some(reserved) = self.reserved.as_ref().filter(|reserved| reserved.node == node) else { return true };
         let Some(room) = self.rooms.get(&node) else { return true };
-        let beside = reserved.beside.values().fold(amount, |sum, more| sum.plus(*more));
-        reserved.job >= job || beside.plus(reserved.need.amount()).fits(Amount::total_of(&room.said))
+        reserved.job >= job
+            || self.beside(reserved).plus(amount).plus(reserved.need.amount()).fits(Amount::total_of(&room.said))
+    }
+
+    /// What is on the reserved node of jobs that came later and were let in.
+    fn beside(&self, reserved: &Reservation) -> Amount {
+        let later = self.beside.range(reserved.job..).filter(|(_, (node, _))| *node == reserved.node);
+        later.fold(Amount::default(), |sum, (_, (_, amount))| sum.plus(*amount))
     }
 
     fn take(&mut self, job: JobId, need: &Need, node: NodeId) {
@@ -328,8 +349,8 @@ impl Scheduler {
             let free = room.free;
             self.index(node, free);
         }
-        if let Some(reserved) = self.reserved.as_mut().filter(|reserved| reserved.node == node) {
-            reserved.beside.insert(job, amount);
+        if self.reserved.as_ref().is_some_and(|reserved| reserved.node == node) {
+            self.beside.insert(job, (node, amount));
         }
         self.forget(job, need);
     }
@@ -344,7 +365,7 @@ impl Scheduler {
         let by_free = self.by_free.iter().rev().map(|(_, node)| node.0);
         let able = |node: &NodeId| self.rooms.get(node).is_some_and(|room| need.could_run_on(&room.said));
         if let Some(node) = by_free.chain(self.rooms.keys().copied()).find(able) {
-            self.reserved = Some(Reservation { job, node, need, beside: BTreeMap::new() });
+            self.reserved = Some(Reservation { job, node, need, gone: false });
         }
     }
 
@@ -556,11 +577,37 @@ pub mod tests {
         scheduler.wait(JobId(1), large.clone());
         scheduler.wait(JobId(2), small);
         assert_eq!(scheduler.place(), []);
-        scheduler.close(NodeId(0));
+        scheduler.lose(NodeId(0));
         scheduler.open(NodeId(1), Arc::new(resource(1, 2, 1000)), half);
         assert_eq!(scheduler.place(), [], "the reservation moved to node 1");
         scheduler.forget(JobId(1), &large);
         assert_eq!(scheduler.place(), [(JobId(2), NodeId(1))]);
+    }
+
+    #[test]
+    fn a_node_that_is_closed_for_a_while_stays_reserved_and_what_was_let_in_there_is_not_forgotten() {
+        for lost in [false, true] {
+            let mut scheduler = Scheduler::default();
+            let (here, other) = (Arc::new(resource(0, 8, 1000)), Arc::new(resource(1, 8, 1000)));
+            let gap = |mem| Amount { cpu: CpuAmount::whole(8), mem };
+            scheduler.open(NodeId(0), Arc::clone(&here), gap(500));
+            scheduler.wait(JobId(1), Need::of(&spec("x1", 900)));
+            scheduler.wait(JobId(2), Need::of(&spec("x1", 60)));
+            assert_eq!(scheduler.place(), [(JobId(2), NodeId(0))]);
+            scheduler.wait(JobId(3), Need::of(&spec("x1", 60)));
+            if lost {
+                scheduler.lose(NodeId(0));
+            } else {
+                scheduler.close(NodeId(0));
+                scheduler.open(NodeId(1), Arc::clone(&other), gap(50));
+            }
+            assert_eq!(scheduler.place(), []);
+            scheduler.open(NodeId(0), Arc::clone(&here), gap(440));
+            assert_eq!(scheduler.place(), [], "the gap beside job 1 is taken");
+            scheduler.ended(JobId(2));
+            scheduler.open(NodeId(0), here, gap(500));
+            assert_eq!(scheduler.place(), [(JobId(3), NodeId(0))]);
+        }
     }
 
     #[test]
@@ -654,17 +701,32 @@ pub mod tests {
             scheduler.wait(JobId(1), head.clone());
             assert_eq!(scheduler.place(), []);
             let mut used = Amount::default();
+            // Another node, which the head fits on but never gets: whoever was there before it stays.
+            let other = Arc::new(resource(1, 4, 2000));
+            let mut other_is_open = false;
+            let mut needs: BTreeMap<JobId, Need> = BTreeMap::new();
             for id in 2..=u.int_in_range(2..=30)? {
                 let need = any_need(u)?;
                 scheduler.wait(JobId(id), need.clone());
+                needs.insert(JobId(id), need);
                 // Some, not yet all, of what ran before has ended: never enough for the head.
                 let short = Amount { cpu: head.amount().cpu.saturating_sub(CpuAmount::from_milli(1)), mem: 2000 };
                 let free = before.at_most(short).minus(used);
-                scheduler.open(NodeId(0), Arc::clone(&said), free);
-                for (job, _) in scheduler.place() {
-                    assert_ne!(job, JobId(1));
-                    used =
-                        scheduler.reserved.as_ref().unwrap().beside.values().fold(Amount::default(), |a, b| a.plus(*b));
+                // Now and then it takes nothing for a while.
+                match u.int_in_range(0..=3)? {
+                    0 => scheduler.close(NodeId(0)),
+                    _ => scheduler.open(NodeId(0), Arc::clone(&said), free),
+                }
+                if u.ratio(1, 4)? {
+                    other_is_open = !other_is_open;
+                    match other_is_open {
+                        true => scheduler.open(NodeId(1), Arc::clone(&other), Amount::default()),
+                        false => scheduler.lose(NodeId(1)),
+                    }
+                }
+                for (job, node) in scheduler.place() {
+                    assert_eq!((job > JobId(1), node), (true, NodeId(0)));
+                    used = used.plus(needs[&job].amount());
                 }
             }
             scheduler.open(NodeId(0), Arc::clone(&said), before.minus(used));

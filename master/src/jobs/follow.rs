@@ -6,7 +6,7 @@ use wire::{JobId, NodeId, OnNodeLoss};
 
 use super::{AFTER_NO_ROOM, Call, Owner};
 use crate::life::{self, Change, Given, News};
-use crate::nodes::{Member, Now};
+use crate::nodes::Now;
 use crate::scheduler::Need;
 
 impl Owner {
@@ -61,6 +61,7 @@ impl Owner {
         if let Some(member) = self.members.get_mut(&node) {
             member.hold(id, need.amount());
         }
+        self.scheduler.ended(id);
         if let Some(active) = self.active.get_mut(&id) {
             active.call = Call::Idle;
         }
@@ -75,6 +76,7 @@ impl Owner {
         if let Some(active) = self.active.get_mut(&id) {
             active.stuck = None;
         }
+        self.scheduler.ended(id);
         self.scheduler.wait(id, need);
     }
 
@@ -104,8 +106,11 @@ impl Owner {
 
     pub(super) fn refresh_rooms(&mut self) {
         for node in std::mem::take(&mut self.turn.touched) {
-            match self.members.get(&node).and_then(Member::room) {
+            let Some(member) = self.members.get(&node) else { continue };
+            match member.room() {
                 Some((said, free)) => self.scheduler.open(node, said, free),
+                // Until its disk has room again, or somebody has started it, may be for long.
+                None if member.is_lost() || member.is_closed() => self.scheduler.lose(node),
                 None => self.scheduler.close(node),
             }
         }

@@ -306,6 +306,46 @@ fn a_busy_node_that_may_still_take_an_earlier_create_keeps_the_job_and_its_words
 }
 
 #[test]
+fn a_job_that_was_turned_away_or_found_elsewhere_is_no_longer_counted_beside_one_that_a_node_is_kept_for() {
+    for turned_away in [true, false] {
+        let mut master = Master::new(2);
+        let half = || NodeResource { mem: 500, ..node() };
+        master.tells(half(), 0, 0, vec![]);
+        let (_, orders) = master.submit(vec![spec(900), spec(60)]);
+        assert_eq!(creates(&orders), [(2, 1)], "beside the first");
+        if turned_away {
+            master.tells(resource(1, 4, 100), 0, 0, vec![]);
+            let orders = master.says(0, answer(2, 1, refused(RefusalCode::NoRoom)));
+            assert_eq!(creates(&orders), [(2, 2)], "on node 1");
+        } else {
+            let owner = master.owner();
+            (owner.first_new, owner.is_older) = (JobId(3), true);
+            owner.active.get_mut(&JobId(2)).unwrap().inherited = true;
+            let full = NodeResource { mem: 0, ..resource(1, 4, 1000) };
+            master.tells(full, 0, 3, vec![report(JobId(2), Attempt(2), TaskId(8), State::Running)]);
+            assert_eq!(master.job(2).placed.unwrap().node, NodeId(1));
+        }
+        let mut orders = master.submit(vec![spec(60)]).1;
+        orders.extend(master.says(0, Said::Free { answer: Ok(half()) }));
+        assert_eq!(creates(&orders), [(3, 1)]);
+    }
+}
+
+#[test]
+fn a_node_that_missed_a_poll_stays_kept_for_the_job_at_the_head_and_one_that_is_lost_does_not() {
+    let mut master = Master::new(2);
+    for id in [0, 1] {
+        master.tells(NodeResource { mem: 500, ..resource(id, 4, 1000) }, 0, 0, vec![]);
+    }
+    assert_eq!(creates(&master.submit(vec![spec(900)]).1), [], "node 0 is kept for it");
+    master.says(0, silent());
+    assert_eq!(creates(&master.submit(vec![spec(200)]).1), [(2, 1)], "on node 1");
+    master.passes(Duration::from_secs(11));
+    master.says(0, silent());
+    assert_eq!(creates(&master.submit(vec![spec(200)]).1), [], "now node 1 is kept for it");
+}
+
+#[test]
 fn what_a_node_calls_impossible_fails_with_its_words() {
     let mut master = Master::new(1);
     master.tells(node(), 0, 0, vec![]);
