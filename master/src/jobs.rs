@@ -83,7 +83,7 @@ const AFTER_NO_ROOM: Duration = Duration::from_secs(1);
 const CLOSED_UNTIL_ASKED: Duration = Duration::from_secs(2);
 /// How long after a failed create or kill the node is looked at again.
 const AFTER_A_FAILED_CALL: Duration = Duration::from_millis(250);
-/// How long after a turn that could not be committed the nodes are asked to say it again.
+/// How long after a turn that could not be committed the nodes are asked to say it again, and what was due is done again.
 const AFTER_A_FAILED_COMMIT: Duration = Duration::from_secs(1);
 /// How long a submission waits for the nodes to say what images they have now.
 const DOUBT: Duration = Duration::from_secs(1);
@@ -271,6 +271,8 @@ pub struct Owner {
     first_new: JobId,
     /// Whether the database was found to be older than what nodes know.
     is_older: bool,
+    /// The last turn could not be committed. What it did is due again, and not before this: a disk that is full stays so.
+    again: Option<Instant>,
     turn: Turn,
 }
 
@@ -329,6 +331,7 @@ impl Owner {
             gathering,
             first_new,
             is_older: false,
+            again: None,
             turn,
         };
         owner.read_active(now)?;
@@ -402,7 +405,7 @@ impl Owner {
     /// When it has something to do though nobody says anything.
     fn next_deadline(&self) -> Option<Instant> {
         let of_doubts = self.doubted.iter().map(|doubted| doubted.until);
-        of_doubts.chain(self.gathering_deadline()).chain(self.watch.due()).min()
+        self.again.or_else(|| of_doubts.chain(self.gathering_deadline()).chain(self.watch.due()).min())
     }
 
     /// The first roll call of every node.
@@ -422,7 +425,10 @@ impl Owner {
         let unheard: Vec<(NodeId, bool)> = messages.iter().filter_map(who_speaks).collect();
         self.apply(messages, now);
         match self.write() {
-            Ok(()) => Ok(self.speak()),
+            Ok(()) => {
+                self.again = None;
+                Ok(self.speak())
+            }
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
                 log::error!("nothing of the last {count} messages was kept: {error}");
@@ -517,6 +523,7 @@ impl Owner {
     /// The turn failed: whatever is in memory and not in the database is dropped, and asked for again.
     fn start_over(&mut self, unheard: &[(NodeId, bool)], now: Now) -> Result<Vec<Order>, StoreError> {
         let failed = std::mem::take(&mut self.turn);
+        self.again = Some(now.clock + AFTER_A_FAILED_COMMIT);
         self.gathering = self.gathering.take().or(failed.gathered);
         // If that was found in this turn, it is found again.
         self.is_older &= failed.next_id.is_none();

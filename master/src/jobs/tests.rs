@@ -890,6 +890,23 @@ fn what_could_not_be_committed_never_was_and_the_next_turn_works() {
 }
 
 #[test]
+fn what_is_due_by_the_clock_and_could_not_be_committed_is_tried_again_after_a_pause() {
+    let mut master = under_a_lease(OnNodeLoss::Retry);
+    master.cut_until_just_before_the_end();
+    master.passes(Duration::from_millis(1));
+    master.owner().store.forbid_writes(true);
+    for _ in 0..2 {
+        assert_eq!(master.turn(vec![]), []);
+        let due = master.owner().next_deadline().unwrap();
+        assert_eq!(due, master.now.clock + AFTER_A_FAILED_COMMIT);
+        master.passes(AFTER_A_FAILED_COMMIT);
+    }
+    master.owner().store.forbid_writes(false);
+    assert_eq!(creates(&master.turn(vec![])), [(1, 2)], "the lease is over, and nobody else would say so");
+    assert_eq!(master.owner().next_deadline(), None);
+}
+
+#[test]
 fn a_roll_call_that_was_ordered_in_a_turn_that_was_not_kept_is_ordered_again() {
     let not_found = Err(Refusal::new(RefusalCode::NotFound, "no such task"));
     let unknown = Said::Killed { job: JobId(1), task: TaskId(8), answer: Ok(not_found) };

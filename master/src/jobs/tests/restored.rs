@@ -257,6 +257,19 @@ fn tasks_that_are_nobodys_here_are_told_by_whose_they_are() {
 }
 
 #[test]
+fn a_disk_that_is_full_when_all_were_heard_is_tried_again_after_a_pause() {
+    let mut master = Master::with_waiting(2, 1);
+    master.answers_roll_call(0, vec![], remembers(1, &[]));
+    master.now.clock += Duration::from_secs(11);
+    master.owner().store.forbid_writes(true);
+    assert_eq!(creates(&master.turn(vec![])), []);
+    assert!(master.owner().next_deadline().unwrap() > master.now.clock);
+    master.owner().store.forbid_writes(false);
+    master.now.clock += AFTER_A_FAILED_COMMIT;
+    assert_eq!(creates(&master.turn(vec![])), [(1, 1)]);
+}
+
+#[test]
 fn a_turn_that_could_not_be_kept_is_gathered_again() {
     let mut master = Master::with_waiting(1, 1);
     master.owner().store.forbid_writes(true);
