@@ -532,6 +532,8 @@ impl Owner {
         self.scheduler = Scheduler::default();
         for member in self.members.values_mut() {
             member.release_all();
+            // Or a node that was first heard in this turn would have no row until it has another event to tell.
+            member.forget_what_is_kept();
         }
         self.read_active(now)?;
         self.forget_what_was_not_kept();

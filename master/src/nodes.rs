@@ -195,6 +195,11 @@ impl Member {
         self.boot = boot;
     }
 
+    /// What is kept of it is about to be read anew; of what was heard and not kept nothing stays.
+    pub fn forget_what_is_kept(&mut self) {
+        (self.instance, self.boot, self.acknowledged) = (None, None, EventNumber(0));
+    }
+
     /// Whether its machine was booted, by what it last said, since all of its tasks were asked for. A power cut may have
     /// taken tasks out of its memory, and no event tells of those.
     pub fn is_booted_anew(&self) -> bool {

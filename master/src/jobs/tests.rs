@@ -890,6 +890,19 @@ fn what_could_not_be_committed_never_was_and_the_next_turn_works() {
 }
 
 #[test]
+fn a_node_that_was_first_heard_in_a_turn_that_was_not_kept_is_written_down_with_its_next_word() {
+    let mut master = Master::new(1);
+    master.owner().store.forbid_writes(true);
+    assert_eq!(polls(&master.tells(node(), 0, 0, vec![])), [(0, false)]);
+    assert_eq!(master.owner().store.nodes().unwrap(), []);
+    master.owner().store.forbid_writes(false);
+    master.tells(node(), 0, 0, vec![]);
+    let (instance, boot) = (node().instance, Some(node().boot_id));
+    let kept = KeptNode { id: NodeId(0), instance, boot, acknowledged: EventNumber(0) };
+    assert_eq!(master.owner().store.nodes().unwrap(), [kept]);
+}
+
+#[test]
 fn what_is_due_by_the_clock_and_could_not_be_committed_is_tried_again_after_a_pause() {
     let mut master = under_a_lease(OnNodeLoss::Retry);
     master.cut_until_just_before_the_end();
