@@ -219,7 +219,7 @@ impl Said {
                 wrong("--listen", format!("{listen:?} is not an address and a port, such as 127.0.0.1:8080"))
             })?,
             nodes: match self.node {
-                Some(nodes) => nodes.into_iter().map(checked_node).collect::<Result<_, _>>()?,
+                Some(nodes) => checked_nodes(nodes)?,
                 None => BTreeMap::from([(NodeId(0), "127.0.0.1:5000".to_owned())]),
             },
             node_timeout,
@@ -232,6 +232,18 @@ impl Said {
             hosts: self.host.unwrap_or_default(),
         })
     }
+}
+
+/// By their numbers, not by how those are written: `0` and `00` are one node.
+fn checked_nodes(given: BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, ConfigError> {
+    let mut nodes = BTreeMap::new();
+    for one in given {
+        let (id, addr) = checked_node(one)?;
+        if nodes.insert(id, addr).is_some() {
+            return Err(wrong("--node", format!("node {id} is given twice")));
+        }
+    }
+    Ok(nodes)
 }
 
 fn checked_node((id, addr): (String, String)) -> Result<(NodeId, String), ConfigError> {
@@ -340,7 +352,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_or_wrong_is_refused_by_name() {
-        let cases: [(&[&str], &str); 15] = [
+        let cases: [(&[&str], &str); 16] = [
             (&["--shere", "/x"], "--shere"),
             (&["-x"], "-x"),
             (&["stray"], "stray"),
@@ -350,6 +362,7 @@ mod tests {
             (&["--node", "a=127.0.0.1:5000"], "--node"),
             (&["--node", "0=127.0.0.1"], "--node"),
             (&["--node", "0=a:1", "--node", "0=b:1"], "given twice"),
+            (&["--node", "0=a:1", "--node", "00=b:1"], "given twice"),
             (&["--node-timeout", "10"], "--node-timeout"),
             (&["--lease", "soon"], "--lease"),
             (&["--lease", "19s"], "--lease"),
