@@ -448,6 +448,12 @@ impl Store {
         Store::open_unclaimed(&dir.join(FILE))
     }
 
+    /// From now on no job can be read, or all can be again.
+    pub fn forbid_reads(&self, forbidden: bool) {
+        let (from, to) = if forbidden { ("jobs", "hidden") } else { ("hidden", "jobs") };
+        self.db.execute_batch(&format!("ALTER TABLE {from} RENAME TO {to}")).unwrap();
+    }
+
     /// From now on every write fails, or works again.
     pub fn forbid_writes(&self, forbidden: bool) {
         self.db.pragma_update(None, "query_only", forbidden).unwrap();

@@ -218,18 +218,20 @@ impl Owner {
         remembered: &Remembered,
         now: Now,
     ) -> bool {
-        if remembered.last_job.0 > ABSURD {
+        // That number says nothing; which ends it was told of it knows all the same.
+        let cannot_be = remembered.last_job.0 > ABSURD;
+        let last_job = if cannot_be { JobId(0) } else { remembered.last_job };
+        if cannot_be {
             log::error!("node {node} has heard of a job {} of this master: that cannot be", remembered.last_job);
-            return false;
         }
-        if remembered.last_job >= self.next_id {
+        if last_job >= self.next_id {
             log::error!(
                 "node {node} has heard of job {} of this master, whose database knows none after {}: it was put back \
                  from an older copy, or another master works with a copy of it",
-                remembered.last_job,
+                last_job,
                 self.next_id.0.saturating_sub(1)
             );
-            self.skip_used_numbers(remembered.last_job);
+            self.skip_used_numbers(last_job);
         }
         let later = remembered.acknowledged.iter().filter(|end| end.event > acknowledged);
         let unknown: Vec<_> = later.filter(|end| !self.is_settled(end)).collect();
@@ -244,7 +246,7 @@ impl Owner {
             unknown.len(),
             unknown.last().map_or(remembered.unlisted_to, |end| end.event)
         );
-        self.skip_used_numbers(remembered.last_job);
+        self.skip_used_numbers(last_job);
         match &mut self.gathering {
             Some(gathering) => {
                 for end in unknown {
@@ -274,8 +276,19 @@ impl Owner {
                 let over = active.job.placed.is_none() && active.job.lost_attempts > 0;
                 active.job.attempt > end.attempt || (over && active.job.attempt == end.attempt)
             }
-            None => self.store.job(end.job_id).is_ok_and(|kept| kept.is_some()),
+            None => self.is_in_the_database(end.job_id),
         }
+    }
+
+    /// Whether this job was ever submitted here. If that cannot be read now, it is no sign of an older copy.
+    fn is_in_the_database(&self, id: JobId) -> bool {
+        self.store.job(id).map_or_else(
+            |error| {
+                log::error!("whether there is a job {id} is not known: {error}");
+                true
+            },
+            |kept| kept.is_some(),
+        )
     }
 
     /// This database is older than what nodes know. Once in a life is enough, unless a node knows of more than was skipped.
@@ -365,8 +378,7 @@ impl Owner {
             return Some(Whose::Anothers);
         };
         let Some(active) = self.active.get(&id) else {
-            let in_the_database = || self.store.job(id).is_ok_and(|kept| kept.is_some());
-            let known = id < self.first_new || self.turn.ended.contains_key(&id) || in_the_database();
+            let known = id < self.first_new || self.turn.ended.contains_key(&id) || self.is_in_the_database(id);
             if report.status.is_final() && !known {
                 log::warn!(
                     "node {node} tells that job {id} is {}; this master's database does not know that job",

@@ -12,6 +12,13 @@ impl Master {
         self.turn(vec![heard])
     }
 
+    /// The same, while the database cannot be read.
+    fn answers_unchecked(&mut self, id: u32, remembered: Remembered) {
+        let heard = self.roll_call_answer(resource(id, 4, 1000), vec![], remembered);
+        let now = self.now;
+        self.owner().turn(vec![heard], now).unwrap();
+    }
+
     fn roll_call_answer(&mut self, said: NodeResource, tasks: Vec<TaskReport>, remembered: Remembered) -> Message {
         let instance = self.owner().instance.clone();
         let mut events = tasks;
@@ -506,4 +513,28 @@ fn what_a_node_said_is_heard_again_after_a_death_before_all_were_heard() {
         master.start();
         assert_eq!(creates(&master.tells(said.clone(), 0, 100, vec![])), []);
     }
+}
+
+#[test]
+fn a_node_that_was_once_told_of_an_absurd_number_is_still_believed_on_the_ends_it_was_told_of() {
+    let mut master = Master::with_waiting(1, 2);
+    let orders = master.answers_roll_call(0, vec![], remembers(u64::MAX, &[(5, 1, 1)]));
+    assert_eq!(creates(&orders), [(2, 1)]);
+    assert_eq!(master.job(1).cause, Some(Reason::RanUnknown));
+    assert_eq!(master.submit(vec![spec(64)]).0.unwrap()[0].id, JobId(1003));
+}
+
+#[test]
+fn a_database_that_cannot_be_read_for_once_is_not_taken_for_an_older_copy() {
+    let mut master = Master::new(1);
+    master.tells(node(), 0, 0, vec![]);
+    master.submit(vec![spec(64)]).0.unwrap();
+    master.says(0, answer(1, 1, created(8)));
+    master.tells(node(), 0, 1, vec![said(1, 8, State::Finished)]);
+    master.start_gathering();
+    master.owner().store.forbid_reads(true);
+    master.answers_unchecked(0, remembers(1, &[(2, 1, 1)]));
+    master.owner().store.forbid_reads(false);
+    assert!(!master.owner().is_older);
+    assert_eq!(master.submit(vec![spec(64)]).0.unwrap()[0].id, JobId(2));
 }
