@@ -288,8 +288,15 @@ fn lost_attempts(number: u32) -> Result<u32, ConfigError> {
 impl Config {
     /// Where each node's name leads. Asks the resolver, so this may take a while.
     pub fn resolve_nodes(&self) -> Result<BTreeMap<NodeId, SocketAddr>, ConfigError> {
-        let resolved = self.nodes.iter().map(|(node, addr)| Ok((*node, resolve(*node, addr)?)));
-        resolved.collect()
+        let mut by_addr = BTreeMap::new();
+        for (node, addr) in &self.nodes {
+            let addr = resolve(*node, addr)?;
+            // The node there is one of them at most, and the polls of the other would wait for its.
+            if let Some(other) = by_addr.insert(addr, *node) {
+                return Err(wrong("--node", format!("nodes {other} and {node} have the same address, {addr}")));
+            }
+        }
+        Ok(by_addr.into_iter().map(|(addr, node)| (node, addr)).collect())
     }
 }
 
@@ -348,6 +355,12 @@ mod tests {
         let config = config(&["--node", "0=127.0.0.1:5000", "--node=3=localhost:5003"]);
         assert_eq!(config.nodes[&NodeId(3)], "localhost:5003");
         assert_eq!(config.resolve_nodes().unwrap()[&NodeId(3)].port(), 5003);
+    }
+
+    #[test]
+    fn two_nodes_at_one_address_are_refused() {
+        let said = config(&["--node", "0=127.0.0.1:5000", "--node", "4=127.0.0.1:5000"]).resolve_nodes().unwrap_err();
+        assert_eq!(said.to_string(), "--node: nodes 0 and 4 have the same address, 127.0.0.1:5000");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use wire::access::Token as Secret;
 use wire::fault::Point;
-use wire::http::{Client, ClientRequest, ClientResponse, ExchangeId, Limits, Outcome};
+use wire::http::{Client, ClientRequest, ClientResponse, ExchangeId, Limits, Outcome, Queue};
 use wire::node::{Answer, Created, Events, NodeResource, Refusal, RefusalCode};
 use wire::task::TaskRequest;
 use wire::term::{self, Speaker};
@@ -29,8 +29,9 @@ const CREATE_BYTES: usize = 1 << 20;
 const CREATE_TASKS: usize = 256;
 /// A node's answer may hold every task it remembers.
 const ANSWER_BYTES: usize = 256 << 20;
-/// Connections per node that can be busy at once: the poll, and the calls beside it.
-pub const CONNECTIONS_PER_NODE: usize = 3;
+/// Connections per node that can be busy at once: the poll, and the calls beside it. So many for each node are there at
+/// once, and none takes more: whatever is asked of one that is silent, the others' polls find a connection.
+pub const CONNECTIONS_PER_NODE: usize = Queue::Polls.at_once() + Queue::Calls.at_once();
 
 /// What the owner wants done. Every order is answered by one [`Heard`], whatever happens, but a poll in whose place another
 /// was ordered.
@@ -333,8 +334,10 @@ impl<F: FnMut(Heard)> Poller<F> {
         fault::moment(points_of(&asked).0);
         // A node that keeps a poll for half of the time-out has the other half to answer, and so have the shortest waits.
         let deadline = now + self.time_out.max(wait + self.time_out / 2);
-        let id = self.client.send(addr, request, deadline, now);
-        if matches!(asked, Asked::Events { .. }) {
+        let is_poll = matches!(asked, Asked::Events { .. });
+        let queue = if is_poll { Queue::Polls } else { Queue::Calls };
+        let id = self.client.send((addr, queue), request, deadline, now);
+        if is_poll {
             self.polls.insert(node, id);
         }
         self.asked.insert(id, (node, asked));
@@ -445,7 +448,7 @@ fn refusal(response: &ClientResponse) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::scheduler::tests::resource;
@@ -532,16 +535,25 @@ mod tests {
 
     fn serve_one_with(status: &str, listener: &TcpListener, body: &str) -> String {
         let (mut stream, _) = listener.accept().unwrap();
+        let asked = read_head(&mut stream);
+        answer(&mut stream, status, body);
+        asked
+    }
+
+    fn read_head(stream: &mut TcpStream) -> String {
         let mut asked = Vec::new();
         let mut byte = [0];
         while !asked.ends_with(b"\r\n\r\n") {
             stream.read_exact(&mut byte).unwrap();
             asked.push(byte[0]);
         }
+        String::from_utf8(asked).unwrap()
+    }
+
+    fn answer(stream: &mut TcpStream, status: &str, body: &str) {
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(body.as_bytes()).unwrap();
-        String::from_utf8(asked).unwrap()
     }
 
     #[test]
@@ -616,6 +628,54 @@ mod tests {
         std::thread::spawn(move || poller.run());
         let said = heard.recv().unwrap().said;
         assert!(matches!(&said, Said::Events { answer: Err(why), .. } if why.contains("in time")), "{said:?}");
+    }
+
+    #[test]
+    fn calls_that_a_silent_node_does_not_answer_hold_up_no_poll_of_another_node_and_not_its_own() {
+        let [silent, other] = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let (sender, heard) = channel();
+        let tell = move |said| sender.send(said).unwrap();
+        let addr = |listener: &TcpListener| listener.local_addr().unwrap();
+        let addrs = BTreeMap::from([(NodeId(0), addr(&silent)), (NodeId(1), addr(&other))]);
+        let (poller, orders) = Poller::new(addrs, InstanceId("m".into()), None, Duration::from_secs(20), tell).unwrap();
+        std::thread::spawn(move || poller.run());
+        let kill = |task| Order::Kill { node: NodeId(0), job: JobId(task), task: TaskId(task) };
+        orders.send((0..20).map(kill).collect());
+        let poll = |node| {
+            let (wait, delay) = (Duration::ZERO, Duration::ZERO);
+            Order::Poll {
+                node: NodeId(node),
+                after: EventNumber(0),
+                instance: None,
+                heard: None,
+                wait,
+                delay,
+                jobs: JobId(57),
+            }
+        };
+        let (answer_polls, polled) = channel::<TcpListener>();
+        std::thread::spawn(move || {
+            for listener in polled {
+                // Whatever was asked before stays without an answer.
+                let mut unanswered = Vec::new();
+                loop {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    if read_head(&mut stream).starts_with("GET /task/events") {
+                        break answer(&mut stream, "200 OK", "{}");
+                    }
+                    unanswered.push(stream);
+                }
+                std::mem::forget((listener, unanswered));
+            }
+        });
+        for (node, listener) in [(1, other), (0, silent)] {
+            answer_polls.send(listener).unwrap();
+            orders.send(vec![poll(node)]);
+            let first = heard.recv().unwrap();
+            let is_answered =
+                matches!(&first.said, Said::Events { answer: Err(why), .. } if why.contains("not what a node says"));
+            assert!(first.node == NodeId(node) && is_answered, "{first:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! What is sent must be safe to send twice: a kept connection that its server closed just before a
 //! request arrived is tried once more on a new one (RFC 9112, section 9.3.1). Every call of a node
 //! is: reads change nothing, a create is the same task for the same attempt, a kill is a kill.
+//!
+//! No server holds up another: one that answers nothing keeps as many connections as its queues give
+//! it, whatever else is asked of it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt::Write as _;
@@ -20,6 +23,7 @@ use super::deadlines::Deadlines;
 use super::framing_error::FramingError;
 use super::head::{ResponseHead, read_response_head};
 use super::limits::Limits;
+use super::lines::{Line, Lines};
 use super::message::{Headers, Method, write_header};
 use super::output::Output;
 
@@ -32,6 +36,25 @@ const INTERIM_ANSWERS: u32 = 16;
 /// One request and its answer, for as long as the client lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExchangeId(u64);
+
+/// What an exchange waits behind: those with the same address in the same queue, and no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Queue {
+    /// Tells whether the server is there, and may lie with it for long. What else it was asked is not to hold that up.
+    Polls,
+    /// All the rest.
+    Calls,
+}
+
+impl Queue {
+    /// How many of it may be under way to one address at once.
+    pub const fn at_once(self) -> usize {
+        match self {
+            Queue::Polls => 1,
+            Queue::Calls => 2,
+        }
+    }
+}
 
 /// What to ask. `Host` and `Content-Length` are added.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +173,7 @@ pub struct Outcome {
 struct Exchange {
     id: ExchangeId,
     addr: SocketAddr,
+    queue: Queue,
     bytes: Vec<u8>,
     head_only: bool,
     deadline: Instant,
@@ -158,6 +182,10 @@ struct Exchange {
 }
 
 impl Exchange {
+    fn line(&self) -> Line {
+        (self.addr, self.queue)
+    }
+
     fn answered(self, response: ClientResponse) -> Outcome {
         Outcome { id: self.id, answer: Ok(response), unheard: self.copies > 1 }
     }
@@ -222,11 +250,20 @@ enum Fate {
     Close,
 }
 
+/// Where an exchange is.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Waiting(Line),
+    /// On the connection in this slot.
+    On(usize),
+}
+
 /// A bounded HTTP/1.1 client that never blocks.
 ///
 /// The owner calls [`ready`](Client::ready) for every event whose token it [`owns`](Client::owns)
 /// and [`expire`](Client::expire) when [`next_deadline`](Client::next_deadline) has passed, then
-/// drains [`next_outcome`](Client::next_outcome). More exchanges than tokens wait their turn.
+/// drains [`next_outcome`](Client::next_outcome). More exchanges than tokens, or than an address's
+/// [`Queue`] takes at once, wait their turn.
 #[derive(Debug)]
 pub struct Client {
     registry: Registry,
@@ -239,9 +276,9 @@ pub struct Client {
     idle_until: Deadlines,
     /// Every exchange without an outcome, by its deadline.
     by_deadline: BTreeSet<(Instant, ExchangeId)>,
-    place: HashMap<ExchangeId, Option<usize>>,
+    place: HashMap<ExchangeId, Place>,
     /// Exchanges for which there is no connection yet.
-    waiting: VecDeque<Exchange>,
+    lines: Lines<Exchange>,
     outcomes: VecDeque<Outcome>,
     /// Links that had their share of a turn and may have more to read, and since when.
     next_turn: BTreeSet<usize>,
@@ -263,7 +300,7 @@ impl Client {
             idle_until: Deadlines::default(),
             by_deadline: BTreeSet::new(),
             place: HashMap::new(),
-            waiting: VecDeque::new(),
+            lines: Lines::new(),
             outcomes: VecDeque::new(),
             next_turn: BTreeSet::new(),
             next_turn_at: None,
@@ -278,14 +315,22 @@ impl Client {
     }
 
     /// Asks `addr`. There will be exactly one outcome, by `deadline` at the latest.
-    pub fn send(&mut self, addr: SocketAddr, request: ClientRequest, deadline: Instant, now: Instant) -> ExchangeId {
+    pub fn send(
+        &mut self,
+        (addr, queue): (SocketAddr, Queue),
+        request: ClientRequest,
+        deadline: Instant,
+        now: Instant,
+    ) -> ExchangeId {
         self.last += 1;
         let id = ExchangeId(self.last);
         let head_only = request.method == Method::Head;
         let bytes = request.into_bytes(addr);
+        let exchange = Exchange { id, addr, queue, bytes, head_only, deadline, copies: 0 };
         self.by_deadline.insert((deadline, id));
-        self.place.insert(id, None);
-        self.start(Exchange { id, addr, bytes, head_only, deadline, copies: 0 }, now);
+        self.place.insert(id, Place::Waiting(exchange.line()));
+        self.lines.join(exchange.line(), id, exchange);
+        self.start_waiting(now);
         id
     }
 
@@ -299,6 +344,7 @@ impl Client {
     pub fn ready(&mut self, event: &mio::event::Event, now: Instant) {
         let slot = event.token().0 - self.tokens.start;
         self.drive(slot, now);
+        self.start_waiting(now);
     }
 
     /// When [`expire`](Client::expire) must be called; `None` while nothing is asked or kept.
@@ -335,35 +381,33 @@ impl Client {
         self.idle.values().map(Vec::len).sum()
     }
 
-    /// Puts an exchange on a kept connection, a new one, or in the queue.
-    fn start(&mut self, exchange: Exchange, now: Instant) {
-        if let Some(slot) = self.idle.get_mut(&exchange.addr).and_then(Vec::pop) {
-            self.idle_until.set(slot, None);
-            self.place.insert(exchange.id, Some(slot));
-            if let Some(link) = self.slots[slot].as_mut() {
-                link.ask(exchange);
+    /// Puts those whose turn it is on a kept connection or a new one.
+    fn start_waiting(&mut self, now: Instant) {
+        while let Some(line) = self.lines.whose_turn()
+            && let Some(slot) = self.kept(line.0).or_else(|| self.vacant_slot())
+        {
+            match self.lines.begin(line) {
+                Some(exchange) => self.start(slot, exchange, now),
+                None => self.free.push_back(slot),
             }
-            return self.drive(slot, now);
-        }
-        match self.vacant_slot() {
-            Some(slot) => self.connect(slot, exchange, now),
-            None => self.waiting.push_back(exchange),
         }
     }
 
-    fn connect(&mut self, slot: usize, exchange: Exchange, now: Instant) {
+    fn start(&mut self, slot: usize, exchange: Exchange, now: Instant) {
         let (id, addr) = (exchange.id, exchange.addr);
-        match self.open(slot, addr) {
-            Ok(stream) => {
-                self.place.insert(id, Some(slot));
-                self.slots[slot] = Some(Link::new(stream, exchange));
-                self.drive(slot, now);
-            }
-            Err(cause) => {
-                self.free.push_back(slot);
-                self.conclude(exchange.deadline, exchange.failed(ExchangeError::Connect { addr, cause }));
-            }
+        match self.slots[slot].as_mut() {
+            Some(link) => link.ask(exchange),
+            None => match self.open(slot, addr) {
+                Ok(stream) => self.slots[slot] = Some(Link::new(stream, exchange)),
+                Err(cause) => {
+                    self.free.push_back(slot);
+                    self.lines.ended(exchange.line());
+                    return self.conclude(exchange.deadline, exchange.failed(ExchangeError::Connect { addr, cause }));
+                }
+            },
         }
+        self.place.insert(id, Place::On(slot));
+        self.drive(slot, now);
     }
 
     fn open(&self, slot: usize, addr: SocketAddr) -> io::Result<TcpStream> {
@@ -371,6 +415,13 @@ impl Client {
         let token = Token(self.tokens.start + slot);
         self.registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(stream)
+    }
+
+    /// The connection to this address that was used last, if one is kept.
+    fn kept(&mut self, addr: SocketAddr) -> Option<usize> {
+        let slot = self.idle.get_mut(&addr)?.pop()?;
+        self.idle_until.set(slot, None);
+        Some(slot)
     }
 
     /// A slot without a link; the connection kept for longest makes room if it must.
@@ -386,31 +437,18 @@ impl Client {
         self.free.pop_front()
     }
 
-    fn start_waiting(&mut self, now: Instant) {
-        while !self.waiting.is_empty()
-            && let Some(slot) = self.vacant_slot()
-        {
-            match self.waiting.pop_front() {
-                Some(exchange) => self.connect(slot, exchange, now),
-                None => self.free.push_back(slot),
-            }
-        }
-    }
-
     fn drive(&mut self, slot: usize, now: Instant) {
         let Some(link) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         match link.drive(&self.limits, &mut self.scratch, now) {
-            Progress::Waiting => return,
+            Progress::Waiting => {}
             Progress::NextTurn => {
                 self.next_turn.insert(slot);
                 self.next_turn_at.get_or_insert(now);
-                return;
             }
             Progress::Over => drop(self.close(slot)),
             Progress::Answered(response, fate) => self.answered(slot, response, &fate, now),
             Progress::Failed(failure) => self.failed(slot, failure, now),
         }
-        self.start_waiting(now);
     }
 
     fn answered(&mut self, slot: usize, response: ClientResponse, fate: &Fate, now: Instant) {
@@ -428,18 +466,17 @@ impl Client {
             self.close(slot);
         }
         if let Some(exchange) = exchange {
+            self.lines.ended(exchange.line());
             self.conclude(exchange.deadline, exchange.answered(response));
         }
     }
 
     fn failed(&mut self, slot: usize, failure: Failure, now: Instant) {
         let Some(exchange) = self.close(slot).and_then(|mut link| link.take_exchange()) else { return };
+        self.lines.ended(exchange.line());
         let addr = exchange.addr;
         let error = match failure {
-            Failure::Stale(_) if exchange.deadline > now => {
-                self.place.insert(exchange.id, None);
-                return self.start_anew(exchange, now);
-            }
+            Failure::Stale(_) if exchange.deadline > now => return self.start_anew(exchange),
             Failure::Stale(cause) | Failure::Broken(cause) => ExchangeError::Broken { addr, cause },
             Failure::Connect(cause) => ExchangeError::Connect { addr, cause },
             Failure::Framing(cause) => ExchangeError::Framing { addr, cause },
@@ -448,11 +485,13 @@ impl Client {
     }
 
     /// Never on a kept connection: they all may be as stale as the one that failed.
-    fn start_anew(&mut self, exchange: Exchange, now: Instant) {
+    fn start_anew(&mut self, exchange: Exchange) {
         for slot in self.idle.remove(&exchange.addr).unwrap_or_default() {
             self.close(slot);
         }
-        self.start(exchange, now);
+        let (id, line) = (exchange.id, exchange.line());
+        self.place.insert(id, Place::Waiting(line));
+        self.lines.join_in_front(line, id, exchange);
     }
 
     fn conclude(&mut self, deadline: Instant, outcome: Outcome) {
@@ -464,11 +503,12 @@ impl Client {
     /// Takes an exchange from wherever it is.
     fn give_up(&mut self, id: ExchangeId) -> Option<Exchange> {
         let exchange = match self.place.remove(&id)? {
-            Some(slot) => self.close(slot)?.take_exchange()?,
-            None => {
-                let index = self.waiting.iter().position(|exchange| exchange.id == id)?;
-                self.waiting.remove(index)?
+            Place::On(slot) => {
+                let exchange = self.close(slot)?.take_exchange()?;
+                self.lines.ended(exchange.line());
+                exchange
             }
+            Place::Waiting(line) => self.lines.leave(line, id)?,
         };
         self.by_deadline.remove(&(exchange.deadline, id));
         Some(exchange)

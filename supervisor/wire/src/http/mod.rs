@@ -16,6 +16,7 @@
 //! | `output` | bytes that wait to be written, and the reader's pace |
 //! | `connection` | one accepted socket from its first byte to its last |
 //! | `deadlines` | which slot must be looked at when |
+//! | `lines` | which exchange has the next turn, pure |
 //! | `eviction` | which connection makes room for another, pure |
 //! | `server`, `client` | all connections of one side |
 
@@ -27,6 +28,7 @@ mod eviction;
 mod framing_error;
 mod head;
 mod limits;
+mod lines;
 mod message;
 mod output;
 mod server;
@@ -34,7 +36,7 @@ mod server;
 mod tests;
 
 pub use body::BodyDecoder;
-pub use client::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId, Outcome};
+pub use client::{Client, ClientRequest, ClientResponse, ExchangeError, ExchangeId, Outcome, Queue};
 pub use framing_error::FramingError;
 pub use head::{BodyLength, ResponseHead, read_response_head};
 pub use limits::Limits;

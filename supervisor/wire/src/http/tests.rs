@@ -615,24 +615,52 @@ impl Asking {
 
     fn send(&mut self, addr: SocketAddr, request: ClientRequest, within: Duration) -> ExchangeId {
         let now = Instant::now();
-        self.client.send(addr, request, now + within, now)
+        self.client.send((addr, Queue::Calls), request, now + within, now)
+    }
+
+    fn turn(&mut self, longest: Duration) {
+        let mut events = Events::with_capacity(16);
+        let wait = self.client.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        self.poll.poll(&mut events, Some(wait.map_or(longest, |wait| wait.min(longest)))).unwrap();
+        for event in &events {
+            self.client.ready(event, Instant::now());
+        }
+        self.client.expire(Instant::now());
     }
 
     fn outcome(&mut self) -> Outcome {
         let give_up = Instant::now() + PATIENCE;
-        let mut events = Events::with_capacity(16);
         loop {
             if let Some(outcome) = self.client.next_outcome() {
                 return outcome;
             }
             assert!(Instant::now() < give_up, "no outcome");
-            let wait = self.client.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
-            self.poll.poll(&mut events, wait).unwrap();
-            for event in &events {
-                self.client.ready(event, Instant::now());
-            }
-            self.client.expire(Instant::now());
+            self.turn(PATIENCE);
         }
+    }
+
+    /// Goes on until something of the other side is there.
+    fn until<T>(&mut self, mut there: impl FnMut() -> std::io::Result<T>) -> T {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            match there() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                result => return result.unwrap(),
+            }
+            assert!(Instant::now() < give_up, "nothing came");
+            self.turn(Duration::from_millis(1));
+        }
+    }
+
+    /// The path that is asked for next on this connection.
+    fn path(&mut self, stream: &mut TcpStream) -> String {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            let mut byte = [0];
+            self.until(|| stream.read_exact(&mut byte));
+            head.push(byte[0].into());
+        }
+        head.split(' ').nth(1).unwrap().to_owned()
     }
 
     /// Reads what events tell of until there is more to read at once: how much lies there at a time is the kernel's choice.
@@ -735,6 +763,85 @@ fn more_exchanges_than_connections_wait_their_turn() {
         assert!(!unheard);
         sent.retain(|other| *other != id);
     }
+}
+
+#[test]
+fn one_address_gets_so_many_calls_at_once_the_rest_in_order_as_they_end_and_nobody_else_waits_for_them() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut asking = Asking::new(8);
+    let accept = |asking: &mut Asking| {
+        let mut stream = asking.until(|| listener.accept()).0;
+        stream.set_nonblocking(true).unwrap();
+        (asking.path(&mut stream), stream)
+    };
+    let none_connects = |asking: &mut Asking| {
+        asking.turn(Duration::ZERO);
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    };
+    let sent: Vec<_> = (0..6).map(|n| asking.send(addr, ClientRequest::get(format!("/{n}")), 4 * PATIENCE)).collect();
+    let (path, mut first) = accept(&mut asking);
+    assert_eq!(path, "/0");
+    let (path, mut second) = accept(&mut asking);
+    assert_eq!(path, "/1");
+    none_connects(&mut asking);
+
+    let other = Served::start(Limits::default());
+    assert_eq!(text(&asking.ask(other.addr, ClientRequest::get("/x")).unwrap()), "GET /x");
+    let now = Instant::now();
+    for path in ["/poll", "/next-poll"] {
+        asking.client.send((addr, Queue::Polls), ClientRequest::get(path), now + 4 * PATIENCE, now);
+    }
+    let (path, mut polled) = accept(&mut asking);
+    assert_eq!(path, "/poll");
+    none_connects(&mut asking);
+
+    let answer = |stream: &mut TcpStream, header: &str| {
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{header}\r\n").unwrap();
+    };
+    answer(&mut second, "");
+    assert_eq!(asking.outcome().id, sent[1]);
+    assert_eq!(asking.path(&mut second), "/2", "over the same connection");
+    answer(&mut first, "Connection: close\r\n");
+    assert_eq!(asking.outcome().id, sent[0]);
+    let (path, mut third) = accept(&mut asking);
+    assert_eq!(path, "/3");
+    // One that waits leaves its line, and one that does not makes room.
+    asking.client.cancel(sent[4]);
+    none_connects(&mut asking);
+    asking.client.cancel(sent[2]);
+    let (path, mut fourth) = accept(&mut asking);
+    assert_eq!(path, "/5");
+    none_connects(&mut asking);
+
+    answer(&mut polled, "");
+    asking.outcome().answer.unwrap();
+    assert_eq!(asking.path(&mut polled), "/next-poll");
+    for (stream, id) in [(&mut fourth, sent[5]), (&mut third, sent[3])] {
+        answer(stream, "");
+        assert_eq!(asking.outcome().id, id);
+    }
+    answer(&mut polled, "");
+    asking.outcome().answer.unwrap();
+    asking.send(addr, ClientRequest::get("/last"), PATIENCE);
+    none_connects(&mut asking);
+}
+
+#[test]
+fn a_server_that_refuses_a_long_line_of_calls_at_once_exhausts_no_stack() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut asking = Asking::new(8);
+    for n in 0..20_000 {
+        asking.send(addr, ClientRequest::get(format!("/{n}")), 4 * PATIENCE);
+    }
+    let silent: Vec<_> = (0..Queue::Calls.at_once()).map(|_| listener.accept().unwrap()).collect();
+    drop((listener, silent));
+    for _ in 0..20_000 {
+        asking.outcome().answer.unwrap_err();
+    }
+    assert_eq!(asking.client.next_deadline(), None);
 }
 
 #[test]
