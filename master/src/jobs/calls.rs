@@ -57,9 +57,13 @@ impl Owner {
         }
     }
 
+    /// Sends a kill that was not taken. A node in trouble is sent none: it would wait there until it is too late, and each one
+    /// more is no more likely to be heard. The node is polled or asked meanwhile, and all is called again once it has spoken.
     pub(super) fn call_kill(&mut self, id: JobId) {
         let Some(active) = self.active.get_mut(&id) else { return };
-        let due = active.kill_asked && active.call == Call::Idle && !active.job.is_abandoned();
+        let in_trouble = |node: NodeId| self.members.get(&node).is_some_and(|member| member.trouble().is_some());
+        let silent = active.job.placed.is_some_and(|placed| in_trouble(placed.node));
+        let due = active.kill_asked && active.call == Call::Idle && !active.job.is_abandoned() && !silent;
         if let Some((node, task)) =
             active.job.placed.and_then(|placed| Some((placed.node, placed.task.filter(|_| due)?)))
         {

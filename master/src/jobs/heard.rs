@@ -68,11 +68,13 @@ impl Owner {
         // Of the node that was there before.
         let stamped = member.stamped();
         let went_back = events.last < after;
+        let missed = member.is_lost() && !member.is_rolling();
         if member.answered(resource, now) {
             log::info!("node {node} is ready");
         }
         let rebooted = !stranger && member.is_booted_anew();
-        let unasked = (rebooted && !member.rolls_in_this_boot()) || (member.is_rolling() && after > EventNumber(0));
+        let unasked =
+            missed || (rebooted && !member.rolls_in_this_boot()) || (member.is_rolling() && after > EventNumber(0));
         let mut forgot_too_much = false;
         if let Some(remembered) = &events.remembered {
             let known = self.members.get(&node).and_then(Member::followed);
@@ -90,7 +92,8 @@ impl Owner {
             return;
         }
         if unasked {
-            // A power cut may have taken tasks of which no event tells.
+            // A power cut may have taken tasks of which no event tells. So may another master's tasks, while nobody asked for
+            // ours: a node remembers so many that have ended, whosesoever they are.
             self.order_roll_call(node, Duration::ZERO);
             return;
         }
@@ -348,8 +351,9 @@ impl Owner {
         });
         match answer {
             Ok(said) if acquainted => {
+                let missed = member.is_lost() && !member.is_rolling();
                 member.answered(said, now);
-                if member.is_booted_anew() && !member.rolls_in_this_boot() {
+                if missed || (member.is_booted_anew() && !member.rolls_in_this_boot()) {
                     self.order_roll_call(node, Duration::ZERO);
                 }
                 self.ask_again_if_closed(node);

@@ -494,7 +494,62 @@ fn a_silent_node_gets_nothing_new_and_what_it_has_stays() {
     assert_eq!(master.nodes_shown()[0].state.as_str(), "lost");
     assert_eq!(master.job(1).status, State::Running);
     let orders = master.tells(node(), 2, 2, vec![]);
-    assert_eq!(creates(&orders), [(2, 1)]);
+    assert_eq!((creates(&orders), polls(&orders)), (vec![], vec![(0, false)]), "it is asked for all it has first");
+    let orders = master.tells(node(), 0, 2, vec![said(1, 8, State::Running)]);
+    assert_eq!((creates(&orders), master.job(1).status), (vec![(2, 1)], State::Running));
+}
+
+#[test]
+fn a_kill_asked_while_a_node_is_silent_is_sent_once_when_it_has_spoken_by_whichever_call() {
+    let silent = || Said::Events { after: EventNumber(2), answer: Err("no answer in time".into()) };
+    for lost in [false, true] {
+        let mut master = running();
+        master.now.clock += Duration::from_secs(if lost { 11 } else { 3 });
+        master.says(0, silent());
+        let (job, orders) = master.kill(1);
+        assert_eq!((job.unwrap().status, orders), (State::Running, vec![]));
+        assert!(kills(&master.says(0, silent())).is_empty());
+        if lost {
+            assert_eq!(polls(&master.tells(node(), 2, 2, vec![])), [(0, false)]);
+        }
+        let after = if lost { 0 } else { 2 };
+        assert_eq!(kills(&master.tells(node(), after, 2, vec![said(1, 8, State::Running)])), [8]);
+        assert!(kills(&master.says(0, Said::Free { answer: Ok(node()) })).is_empty(), "it is under way");
+    }
+    for silence in unanswered() {
+        let mut master = running();
+        master.submit(vec![spec(64)]).0.unwrap();
+        let asked = master.says(0, silence);
+        assert!(matches!(asked[..], [Order::Ask { .. }]), "{asked:?}");
+        assert_eq!(master.kill(1).1, []);
+        assert_eq!(kills(&master.says(0, Said::Free { answer: Ok(node()) })), [8]);
+    }
+}
+
+#[test]
+fn of_a_job_whose_end_a_node_forgot_while_it_was_lost_nobody_waits_for_news_without_end() {
+    let silent = || Said::Events { after: EventNumber(2), answer: Err("no route".into()) };
+    for heard_by_an_ask in [false, true] {
+        let mut master = running();
+        master.now.clock += Duration::from_secs(11);
+        master.says(0, silent());
+        let orders = if heard_by_an_ask {
+            master.says(0, Said::Free { answer: Ok(node()) })
+        } else {
+            // Ends of another master's have pushed ours out.
+            master.tells(node(), 2, 20_000, vec![])
+        };
+        assert_eq!(polls(&orders), [(0, false)]);
+        assert!(polls(&master.says(0, Said::Free { answer: Ok(node()) })).is_empty(), "it is under way");
+        master.tells(node(), 0, 20_000, vec![]);
+        assert_eq!(master.job(1).reason().as_deref(), Some("lost"));
+    }
+    // One that was lost before it had answered is asked for that already.
+    let mut master = running();
+    master.start();
+    master.now.clock += Duration::from_secs(11);
+    assert_eq!(polls(&master.says(0, silent())), [(0, false)]);
+    assert_eq!(polls(&master.says(0, Said::Free { answer: Ok(node()) })), []);
 }
 
 /// What a node does not answer, and the job that goes with it.
@@ -808,7 +863,8 @@ fn an_attempt_that_was_given_up_is_killed_when_its_node_is_back_and_disturbs_not
     master.turn(vec![]);
     master.says(1, answer(1, 2, created(5)));
     let alive = || vec![said(1, 8, State::Running)];
-    let orders = master.tells(stamped(0, "s3"), 2, 3, alive());
+    assert_eq!(polls(&master.tells(stamped(0, "s3"), 2, 2, vec![])), [(0, false)], "no event need tell of it");
+    let orders = master.tells(stamped(0, "s3"), 0, 3, alive());
     assert_eq!(kills(&orders), [8]);
     assert!(kills(&master.tells(stamped(0, "s4"), 3, 3, alive())).is_empty(), "it is under way");
     master.says(0, Said::Killed { job: JobId(1), task: TaskId(8), answer: Err("reset".into()) });
