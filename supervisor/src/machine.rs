@@ -1,21 +1,37 @@
 //! What the machine has that we may use: CPUs, memory, descriptors. Read once, at start, when the number of descriptors
 //! is also raised to all we may have.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use nix::sched::{CpuSet as Affinity, sched_getaffinity};
 use nix::unistd::Pid;
-use wire::CpuSet;
+use wire::{CpuSet, proc_text};
 
 /// What stays for the kernel and the daemons: a tenth, and never less than this, in MiB.
 const KEPT_AT_LEAST: u64 = 256;
 
 /// The CPUs this process may run on (sched_getaffinity(2)), which its cpuset cgroup bounds.
 pub fn cpus() -> Option<CpuSet> {
-    let affinity = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    let Ok(affinity) = sched_getaffinity(Pid::from_raw(0)) else { return listed_cpus() };
     let may_use = |cpu: &usize| affinity.is_set(*cpu).unwrap_or(false);
     CpuSet::new((0..Affinity::count()).filter(may_use).filter_map(|cpu| u16::try_from(cpu).ok()))
+}
+
+/// The same by the kernel's files. A machine that could have more CPUs than nix's set has bits, 1024, refuses it (`EINVAL`),
+/// however few there are.
+fn listed_cpus() -> Option<CpuSet> {
+    let status = proc_text::read("/proc/self/status").ok()?;
+    allowed_and_online(&status, &proc_text::read("/sys/devices/system/cpu/online").ok()?)
+}
+
+/// Those of `Cpus_allowed_list` of proc_pid_status(5) that are there: without a cpuset it has all that could be plugged in.
+fn allowed_and_online(status: &str, online: &str) -> Option<CpuSet> {
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let (allowed, online): (CpuSet, CpuSet) = (allowed.trim().parse().ok()?, online.trim().parse().ok()?);
+    let online: BTreeSet<u16> = online.iter().collect();
+    CpuSet::new(allowed.iter().filter(|cpu| online.contains(cpu)))
 }
 
 /// How many MiB of memory may be given to tasks.
@@ -118,8 +134,23 @@ mod tests {
     }
 
     #[test]
+    fn cpus_are_read_from_the_kernels_lists_beyond_1024_too_and_only_those_that_are_there() {
+        let listed = |allowed: &str, online: &str| {
+            let status = format!("Name:\tcpus\nCpus_allowed:\tff\nCpus_allowed_list:\t{allowed}\nMems_allowed:\t1\n");
+            allowed_and_online(&status, online).map(|cpus| cpus.to_string())
+        };
+        assert_eq!(listed("0-1", "0-1\n").as_deref(), Some("0-1"));
+        assert_eq!(listed("0-2047", "0-1279\n").as_deref(), Some("0-1279"));
+        assert_eq!(listed("2,1500-1501", "0-3,1501-1600\n").as_deref(), Some("2,1501"));
+        assert_eq!(listed("5", "0-3\n"), None);
+        assert_eq!(listed("", "0-3\n"), None);
+        assert_eq!(allowed_and_online("Name:\tcpus\n", "0-3\n"), None);
+    }
+
+    #[test]
     fn this_machine_has_a_cpu_and_memory() {
         assert!(cpus().unwrap().count() >= 1);
+        assert_eq!(listed_cpus(), cpus(), "two ways to know the same");
         assert!(memory_mib().is_some());
     }
 }
