@@ -41,6 +41,9 @@
 //! again. A create names the boot it is meant for, and is refused in another (`stale`). While a roll is called the node gets
 //! nothing new.
 //!
+//! So is one that comes back from being lost. A node remembers so many ends, whosesoever they are: while nobody asked for ours
+//! another master's may have pushed them out, and no event tells of those.
+//!
 //! A node that comes back with another instance id has lost its state dir: all it had is lost, numbered or not, since a create
 //! may have been running there. A node that the operator no longer names will never say how its tasks end: its jobs are
 //! `Failed: node lost` as soon as the others were heard.
