@@ -31,7 +31,8 @@
 //! | after a kill is committed, before or after the node heard | `kill_asked` | the kill is sent until the end is known |
 //!
 //! After a restart each node is first asked for all the tasks it remembers (a roll call), and until it has answered it is
-//! sent nothing. Creates of before are sent again once all have answered or are lost (`jobs/gathering.rs`). An ended task is forgotten by its node only once its end was acknowledged, that is committed here; so a job
+//! sent nothing. Creates of before are sent again once all have answered or are lost (`jobs/gathering.rs`). An ended task is
+//! forgotten by its node only once its end was acknowledged, that is committed here; so a job
 //! whose task number we know and whose task the node does not know has ended unseen: `Failed: lost`. Only jobs numbered
 //! before the roll call was sent are judged by it, for a later create may overtake the answer.
 //!
