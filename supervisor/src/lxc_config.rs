@@ -44,6 +44,8 @@ pub struct ContainerConfig {
     pub no_new_privs: bool,
     /// `lxc.prlimit.*`.
     pub rlimits: Vec<Rlimit>,
+    /// `lxc.proc.oom_score_adj`: who is killed first when memory runs out.
+    pub oom_score_adj: i16,
     /// `lxc.cgroup.*` and `lxc.cgroup2.*`, in the order they must be written.
     pub cgroup: Vec<CgroupSetting>,
     /// `lxc.environment`, in order; a later name wins.

@@ -39,7 +39,7 @@ const NEEDED: [(Capability, State, &str); 12] = [
     (
         Capability::CAP_SYS_RESOURCE,
         State::Degraded,
-        "limits cannot be raised and oom_score_adj cannot be lowered; berth goes on without",
+        "limits cannot be raised, nor can the supervisor stand behind all others when memory runs out (oom_score_adj): its tasks stand before it instead",
     ),
 ];
 

@@ -22,7 +22,7 @@ use crate::lease::Terms;
 use crate::lxc_config::UnionDriver;
 use crate::security::{self, SystemCallFilter};
 use crate::unions::{self, UnionError};
-use crate::{child, fault, namespaces, sys};
+use crate::{child, fault, namespaces, oom, sys};
 
 mod alarms;
 mod init;
@@ -171,6 +171,7 @@ pub struct Launcher {
     settings: Settings,
     boot_id: BootId,
     filter: SystemCallFilter,
+    oom_score_adj: i16,
 }
 
 impl Launcher {
@@ -184,7 +185,8 @@ impl Launcher {
         write_once(&profile, &security::lxc_policy())
             .map_err(|source| LaunchError::Folder { path: profile, source })?;
         let boot_id = boot_id().map_err(LaunchError::BootId)?;
-        Ok(Launcher { settings: settings.clone(), boot_id, filter: SystemCallFilter::compile()? })
+        let filter = SystemCallFilter::compile()?;
+        Ok(Launcher { settings: settings.clone(), boot_id, filter, oom_score_adj: oom::for_tasks() })
     }
 
     /// Makes the plan, then clones init into it. On failure no init lives and its folder is gone; cgroups that init

@@ -54,8 +54,8 @@ fn become_the_command(
     // 3. A session of our own: no controlling terminal, a process group that is ours alone, no signal ignored.
     sys::reset_all_signals();
     setsid().step(|| "start a session".to_owned())?;
-    // 4. Limits, no protection of init's, and nothing of the operator's keys.
-    oom::come_like_anybody();
+    // 4. Limits, a place in line before init's should memory run out, and nothing of the operator's keys.
+    oom::stand_at(plan.config.oom_score_adj);
     for limit in &plan.config.rlimits {
         security::set_rlimit(limit).step(|| format!("set limit {}", limit.name))?;
     }

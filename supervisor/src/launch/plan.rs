@@ -180,6 +180,7 @@ fn container_config(
         cap_keep: security::kept_capability_names(),
         no_new_privs: true,
         rlimits: security::default_rlimits(),
+        oom_score_adj: launcher.oom_score_adj,
         cgroup: layout.settings(&spec.resource.cpu, spec.resource.mem),
         environment: usual_environment(request),
         init_cwd: "/workspace".to_owned(),

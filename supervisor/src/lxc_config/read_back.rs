@@ -31,6 +31,7 @@ struct Draft {
     cap_keep: Vec<String>,
     no_new_privs: bool,
     rlimits: Vec<Rlimit>,
+    oom_score_adj: i16,
     cgroup: Vec<CgroupSetting>,
     environment: Vec<(String, String)>,
     init_cwd: Option<String>,
@@ -53,6 +54,7 @@ impl Draft {
             "lxc.net.0.flags" if setting.value == "up" => {}
             "lxc.cap.keep" => keep_words(&mut self.cap_keep, setting),
             "lxc.no_new_privs" => self.no_new_privs = setting.flag()?,
+            "lxc.proc.oom_score_adj" => self.oom_score_adj = setting.oom_score_adj()?,
             "lxc.environment" => collect(&mut self.environment, setting, Setting::environment)?,
             "lxc.init.cwd" => self.init_cwd = Some(setting.value.clone()),
             "lxc.execute.cmd" => self.command_line = Some(setting.command_line()?),
@@ -82,6 +84,7 @@ impl Draft {
             cap_keep: self.cap_keep,
             no_new_privs: self.no_new_privs,
             rlimits: self.rlimits,
+            oom_score_adj: self.oom_score_adj,
             cgroup: self.cgroup,
             environment: self.environment,
             init_cwd: self.init_cwd.ok_or_else(|| missing("lxc.init.cwd"))?,
@@ -101,6 +104,10 @@ impl Setting {
             .into_iter()
             .find(|network| network.as_str() == self.value)
             .ok_or_else(|| self.bad("empty (only lo) or none (the host's)"))
+    }
+
+    fn oom_score_adj(&self) -> Result<i16, LxcConfigError> {
+        self.value.parse().map_err(|_| self.bad("a number from -1000 to 1000"))
     }
 
     fn command_line(&self) -> Result<String, LxcConfigError> {

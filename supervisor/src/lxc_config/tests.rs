@@ -29,6 +29,7 @@ fn config() -> ContainerConfig {
         cap_keep: vec!["chown".into(), "kill".into()],
         no_new_privs: true,
         rlimits: vec![Rlimit { name: "nofile".into(), soft: Some(1024), hard: Some(4096) }],
+        oom_score_adj: 7,
         cgroup: vec![CgroupSetting {
             version: CgroupVersion::V1,
             key: "memory.limit_in_bytes".into(),
@@ -58,6 +59,7 @@ fn a_config_is_written_with_the_names_of_lxc_3_and_later() {
         lxc.cap.keep = chown kill
         lxc.no_new_privs = 1
         lxc.prlimit.nofile = 1024:4096
+        lxc.proc.oom_score_adj = 7
         lxc.cgroup.memory.limit_in_bytes = 67108864
         lxc.environment = HOME=/workspace
         lxc.init.cwd = /workspace
@@ -208,6 +210,7 @@ fn any_config(u: &mut Unstructured<'_>) -> Arbitrary<ContainerConfig> {
         cap_keep: list(u, |u| text(u, &WORD))?,
         no_new_privs: u.arbitrary()?,
         rlimits: list(u, |u| Ok(Rlimit { name: text(u, &["n", "_"])?, soft: u.arbitrary()?, hard: u.arbitrary()? }))?,
+        oom_score_adj: u.arbitrary()?,
         cgroup: list(u, |u| {
             Ok(CgroupSetting { version: version(u)?, key: text(u, &WORD)?, value: text(u, &PRINTABLE)? })
         })?,
@@ -254,7 +257,7 @@ fn no_config_file_makes_the_reader_panic() {
 #[test]
 fn a_config_for_v1_names_no_key_of_v2_and_none_that_lxc_5_or_7_does_not_know() {
     // lxc.container.conf(5) of both; LXC 7 has no `lxc.cgroup.` any more (its pull request 4671), and runs on v2 alone.
-    const KNOWN_TO_BOTH: [&str; 17] = [
+    const KNOWN_TO_BOTH: [&str; 18] = [
         "lxc.uts.name",
         "lxc.rootfs.path",
         "lxc.rootfs.options",
@@ -269,6 +272,7 @@ fn a_config_for_v1_names_no_key_of_v2_and_none_that_lxc_5_or_7_does_not_know() {
         "lxc.cap.keep",
         "lxc.no_new_privs",
         "lxc.seccomp.profile",
+        "lxc.proc.oom_score_adj",
         "lxc.environment",
         "lxc.init.cwd",
         "lxc.execute.cmd",

@@ -55,6 +55,7 @@ impl ContainerConfig {
         for limit in &self.rlimits {
             out.line(&format!("lxc.prlimit.{}", limit.name), &rlimit_value(limit))?;
         }
+        out.line("lxc.proc.oom_score_adj", &self.oom_score_adj.to_string())?;
         for setting in &self.cgroup {
             out.line(&format!("{}{}", setting.version.prefix(), setting.key), &setting.value)?;
         }
