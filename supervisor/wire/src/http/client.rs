@@ -18,7 +18,6 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use super::body::BodyDecoder;
-use super::connection::TURN_BYTES;
 use super::deadlines::Deadlines;
 use super::framing_error::FramingError;
 use super::head::{ResponseHead, read_response_head};
@@ -571,7 +570,7 @@ impl Link {
         {
             self.write_broken = Some(error);
         }
-        let mut left = TURN_BYTES;
+        let mut left = limits.turn_bytes;
         loop {
             match self.stream.read(scratch) {
                 Ok(0) => return self.ended(None),

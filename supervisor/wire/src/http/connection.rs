@@ -30,10 +30,6 @@ use super::limits::Limits;
 use super::message::{Query, Request, Response, StreamHead, write_header, write_status_line};
 use super::output::Output;
 
-/// About how much is read from one connection in one turn, on either side: one that always has more must not keep the
-/// others, or its own deadline, waiting.
-pub(super) const TURN_BYTES: usize = 128 << 10;
-
 /// How much a refused peer may still send before it is cut off.
 const LINGER_BYTES: usize = 16 << 20;
 
@@ -216,7 +212,7 @@ impl Connection {
 
     /// Reads and writes as far as it goes in one turn.
     pub(super) fn drive(&mut self, limits: &Limits, scratch: &mut [u8], now: Instant) -> Progress {
-        let mut left = TURN_BYTES;
+        let mut left = limits.turn_bytes;
         loop {
             let step = match &self.stage {
                 Stage::Idle { .. } | Stage::Head { .. } | Stage::Body { .. } => self.receive(limits, scratch, now),

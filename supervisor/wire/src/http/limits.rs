@@ -15,6 +15,9 @@ pub struct Limits {
     pub body_bytes: usize,
     /// All bodies that are being received or answered, in bytes; more is answered 503.
     pub all_bodies_bytes: usize,
+    /// About how much is read of one connection in one turn, in bytes, on either side: one that always has more must not
+    /// keep the others, or its own deadline, waiting.
+    pub turn_bytes: usize,
     /// How much of a streamed answer waits for a slow reader, in bytes, before its writer is held back.
     pub stream_bytes: usize,
     /// All answers that wait for slow readers, in bytes; beyond it the slowest is dropped.
@@ -41,6 +44,7 @@ impl Default for Limits {
             headers: 64,
             body_bytes: 4 << 20,
             all_bodies_bytes: 64 << 20,
+            turn_bytes: 128 << 10,
             stream_bytes: 1 << 20,
             all_answers_bytes: 64 << 20,
             idle: Duration::from_secs(30),
