@@ -82,7 +82,7 @@ fn when_the_nodes_own_cgroup_is_out_of_memory_the_task_is_ended_and_not_the_node
             let hog = node.create(&job_with("tail /dev/zero", &[("resource.mem", json!(256))]));
             let ended = node.wait_final(hog);
             let reason = ended["reason"].as_str().unwrap_or_default();
-            assert!(reason.starts_with("out of memory (peak "), "{ended:#}");
+            assert!(reason.starts_with("node out of memory (peak "), "{ended:#}");
             node.get("/resource");
         }
         assert_eq!(node.daemon().pid(), supervisor);
@@ -90,7 +90,7 @@ fn when_the_nodes_own_cgroup_is_out_of_memory_the_task_is_ended_and_not_the_node
         node.kill(bystander);
         let ended = node.wait_final(bystander);
         let reason = ended["reason"].as_str().unwrap_or_default();
-        assert!(ended["status"] == "Killed" || reason.starts_with("out of memory (peak "), "{ended:#}");
+        assert!(ended["status"] == "Killed" || reason.starts_with("node out of memory (peak "), "{ended:#}");
         assert_eq!(node.run(&job_with("echo again", &[("resource.mem", json!(16))])), "again\n");
     });
 }

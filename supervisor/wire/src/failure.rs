@@ -45,7 +45,7 @@ pub enum Reason {
     },
     /// The kernel's OOM killer ended processes of the task, and the command failed.
     OutOfMemory {
-        /// The most memory the task ever held.
+        /// The most memory the task ever held; where that is not counted, its limit.
         peak_mib: u64,
         /// What it was allowed.
         limit_mib: u64,
@@ -97,7 +97,10 @@ impl fmt::Display for Reason {
                 None => write!(f, "signal {signal}"),
             },
             Reason::OutOfMemory { peak_mib, limit_mib } => {
-                write!(f, "out of memory (peak {peak_mib} MiB of {limit_mib} MiB)")
+                // Who never came to its own limit was killed for that of others: the machine's memory, or that of a cgroup
+                // the node lives in.
+                let whose = if peak_mib < limit_mib { "node " } else { "" };
+                write!(f, "{whose}out of memory (peak {peak_mib} MiB of {limit_mib} MiB)")
             }
             Reason::LaunchFailed { step, cause } => write!(f, "launch failed: {step}: {cause}"),
             Reason::NodeRebooted => f.write_str("node rebooted"),
@@ -165,7 +168,9 @@ mod tests {
         assert_eq!(said(Reason::ExitCode { code: 3 }), "exit code 3");
         assert_eq!(said(Reason::Signal { signal: 11 }), "signal 11 (SIGSEGV)");
         assert_eq!(said(Reason::Signal { signal: 64 }), "signal 64");
-        assert_eq!(said(Reason::OutOfMemory { peak_mib: 64, limit_mib: 64 }), "out of memory (peak 64 MiB of 64 MiB)");
+        let oom = |peak_mib| said(Reason::OutOfMemory { peak_mib, limit_mib: 64 });
+        assert_eq!(oom(64), "out of memory (peak 64 MiB of 64 MiB)");
+        assert_eq!(oom(63), "node out of memory (peak 63 MiB of 64 MiB)");
         let launch = Reason::LaunchFailed { step: "mount overlay".into(), cause: "EINVAL".into() };
         assert_eq!(said(launch), "launch failed: mount overlay: EINVAL");
         assert_eq!(said(Reason::NodeRebooted), "node rebooted");
