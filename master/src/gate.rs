@@ -33,7 +33,7 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
 use mio::{Poll, Waker};
-use wire::http::{Limits, Server};
+use wire::http::{Limits, Server, TURNED_AWAY};
 
 pub use private_socket::listen_privately;
 pub use relay::LANES;
@@ -132,8 +132,9 @@ impl Gate {
     }
 }
 
-/// The gate's own: its epoll and the copy in its registry, its waker, two listeners, and a client about to be refused.
-const OWN_FILES: usize = 6 + SPARE_FILES;
+/// The gate's own: its epoll and the copy in its registry, its waker, two listeners, the clients that are told that there is
+/// no room, and one more about to be.
+const OWN_FILES: usize = 6 + TURNED_AWAY + SPARE_FILES;
 /// A connection to tiny_http: our end, its end, and the copy it makes.
 const FILES_A_LANE: usize = 3;
 /// Fewer clients than this at once are not worth a start.

@@ -283,7 +283,7 @@ fn kept_files(nodes: usize) -> usize {
     let database = 2 * (WORKERS + 2) + 2;
     // Of pages, and of the followers; one is the claim's when it is renewed.
     let looked_at = 2 * output::READERS + 1;
-    fixed + database + looked_at + poller::CONNECTIONS_PER_NODE * nodes
+    fixed + database + looked_at + poller::connections(nodes)
 }
 
 /// Its last turn is committed when this returns.

@@ -31,7 +31,12 @@ const CREATE_TASKS: usize = 256;
 const ANSWER_BYTES: usize = 256 << 20;
 /// Connections per node that can be busy at once: the poll, and the calls beside it. So many for each node are there at
 /// once, and none takes more: whatever is asked of one that is silent, the others' polls find a connection.
-pub const CONNECTIONS_PER_NODE: usize = Queue::Polls.at_once() + Queue::Calls.at_once();
+const CONNECTIONS_PER_NODE: usize = Queue::Polls.at_once() + Queue::Calls.at_once();
+
+/// How many there may be at once with so many nodes; never none.
+pub const fn connections(nodes: usize) -> usize {
+    nodes * CONNECTIONS_PER_NODE + 1
+}
 
 /// What the owner wants done. Every order is answered by one [`Heard`], whatever happens, but a poll in whose place another
 /// was ordered.
@@ -203,7 +208,7 @@ impl<F: FnMut(Heard)> Poller<F> {
         tell: F,
     ) -> Result<(Poller<F>, Orders), PollerError> {
         let poll = Poll::new()?;
-        let connections = addrs.len() * CONNECTIONS_PER_NODE + 1;
+        let connections = connections(addrs.len());
         let waker = Arc::new(Waker::new(poll.registry(), Token(connections))?);
         let limits = Limits { body_bytes: ANSWER_BYTES, ..Limits::default() };
         let client = Client::new(poll.registry().try_clone()?, 0..connections, limits);

@@ -42,4 +42,4 @@ pub use head::{BodyLength, ResponseHead, read_response_head};
 pub use limits::Limits;
 pub use message::{Headers, Method, Query, Request, Response, StreamHead, reason_phrase};
 pub use output::Output;
-pub use server::{ConnectionId, Server};
+pub use server::{ConnectionId, Server, TURNED_AWAY};

@@ -19,7 +19,7 @@ use super::message::{Request, Response, StreamHead};
 /// One read from a socket takes at most this much.
 const SCRATCH_BYTES: usize = 32 << 10;
 /// Connections beyond the bound that may be told so at the same time; more wait in the kernel.
-const TURNED_AWAY: usize = 16;
+pub const TURNED_AWAY: usize = 16;
 /// Connections accepted in one turn; the rest has to wait until the others had theirs.
 const ACCEPT_BATCH: usize = 64;
 /// How long to wait for free file descriptors before accepting again.
