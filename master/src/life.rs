@@ -102,7 +102,7 @@ pub enum Change {
     Abandoned,
     /// Its node is back, and has it.
     Reclaimed,
-    /// Its end is wanted and has to come from the node.
+    /// Its end is wanted and has to come from its node, or may have to.
     Dying,
     /// It is over.
     Ended(Box<End>),
@@ -126,6 +126,8 @@ pub struct End {
 pub struct Given {
     /// Somebody wants the job's end already.
     pub kill_asked: bool,
+    /// It may be on a node that was not heard yet.
+    pub in_doubt: bool,
     /// How many attempts of a job may be lost with their nodes.
     pub most_lost: u32,
     /// The time.
@@ -135,18 +137,20 @@ pub struct Given {
 /// What `news` changes about `job`; `None`: nothing.
 pub fn change(job: &Job, given: Given, news: News<'_>) -> Option<Change> {
     match job.status {
-        State::Pending => change_of_pending(job, news, given.now),
+        State::Pending => change_of_pending(job, given, news),
         State::Assigned => change_of_assigned(job, given, news),
         State::Running => change_of_running(job, given, news),
         State::Finished | State::Timeout | State::Failed | State::Killed => None,
     }
 }
 
-fn change_of_pending(job: &Job, news: News<'_>, now: Timestamp) -> Option<Change> {
+fn change_of_pending(job: &Job, given: Given, news: News<'_>) -> Option<Change> {
+    let Given { kill_asked, in_doubt, now, .. } = given;
     match news {
         News::Placed(node, lease) => {
             Some(Change::Assigned { node, attempt: Attempt(job.attempt.0.saturating_add(1)), lease })
         }
+        News::KillAsked if in_doubt => (!kill_asked).then_some(Change::Dying),
         News::KillAsked => Some(ended(State::Killed, None, now)),
         News::Ran(attempt) => (attempt > job.attempt).then(|| ended(State::Failed, Some(Reason::RanUnknown), now)),
         News::Found(node, attempt) => found(job, node, attempt),
@@ -409,7 +413,7 @@ pub mod tests {
     }
 
     fn given(kill_asked: bool) -> Given {
-        Given { kill_asked, most_lost: 3, now: NOW }
+        Given { kill_asked, in_doubt: false, most_lost: 3, now: NOW }
     }
 
     fn after(job: &Job, kill_asked: bool, news: News<'_>) -> Job {

@@ -93,6 +93,8 @@ pub struct Member {
     parked: bool,
     /// All of its tasks were asked for, and it has not answered yet.
     roll_call: Option<RollCall>,
+    /// It has told, since this master started, of all that it has. What it was given after that, we know ourselves.
+    has_told: bool,
     held: BTreeMap<JobId, Held>,
     /// The sums over `held`: all, and those not counted.
     ours: Amount,
@@ -124,6 +126,7 @@ impl Member {
             stamped: now.clock,
             parked: false,
             roll_call: None,
+            has_told: false,
             held: BTreeMap::new(),
             ours: Amount::default(),
             uncounted: Amount::default(),
@@ -197,7 +200,7 @@ impl Member {
 
     /// What is kept of it is about to be read anew; of what was heard and not kept nothing stays.
     pub fn forget_what_is_kept(&mut self) {
-        (self.instance, self.boot, self.acknowledged) = (None, None, EventNumber(0));
+        (self.instance, self.boot, self.acknowledged, self.has_told) = (None, None, EventNumber(0), false);
     }
 
     /// Whether its machine was booted, by what it last said, since all of its tasks were asked for. A power cut may have
@@ -264,6 +267,16 @@ impl Member {
     /// Whether a roll call has not been answered yet.
     pub fn is_rolling(&self) -> bool {
         self.roll_call.is_some()
+    }
+
+    /// It has told of all that it has.
+    pub fn tells_all(&mut self) {
+        self.has_told = true;
+    }
+
+    /// Whether it has, since this master started.
+    pub fn has_told(&self) -> bool {
+        self.has_told
     }
 
     /// The answer to the last roll call is here.

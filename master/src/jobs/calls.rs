@@ -59,7 +59,11 @@ impl Owner {
 
     /// Sends a kill that was not taken. A node in trouble is sent none: it would wait there until it is too late, and each one
     /// more is no more likely to be heard. The node is polled or asked meanwhile, and all is called again once it has spoken.
+    /// One that has lost the task is sent none either: the number may be that of another.
     pub(super) fn call_kill(&mut self, id: JobId) {
+        if self.is_lost_unjudged(id) {
+            return;
+        }
         let Some(active) = self.active.get_mut(&id) else { return };
         let in_trouble = |node: NodeId| self.members.get(&node).is_some_and(|member| member.trouble().is_some());
         let silent = active.job.placed.is_some_and(|placed| in_trouble(placed.node));

@@ -13,10 +13,9 @@ impl Owner {
     /// Applies news to a job: what changes is written, and what follows from it done.
     pub(super) fn change(&mut self, id: JobId, news: News<'_>, now: Now) {
         let Some(active) = self.active.get(&id) else { return };
-        let (kill_asked, most_lost) = (active.kill_asked, self.nodes.most_lost);
-        let Some(change) = life::change(&active.job, Given { kill_asked, most_lost, now: now.wall }, news) else {
-            return;
-        };
+        let (kill_asked, in_doubt) = (active.kill_asked, self.is_in_doubt(id));
+        let given = Given { kill_asked, in_doubt, most_lost: self.nodes.most_lost, now: now.wall };
+        let Some(change) = life::change(&active.job, given, news) else { return };
         let Some(active) = self.active.get_mut(&id) else { return };
         let before = active.job.placed.map(|placed| placed.node);
         let follow = Follow::of(&change);

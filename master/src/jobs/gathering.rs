@@ -45,7 +45,7 @@ const ABSURD: u64 = 1 << 52;
 pub(super) struct Gathering {
     /// Who has not answered a roll call.
     unheard: BTreeSet<NodeId>,
-    /// What the nodes have lost of the jobs they had. Of each job the first that was heard.
+    /// What the nodes have lost of the jobs they have by what we know. Of each job the first that was heard.
     losses: BTreeMap<JobId, News<'static>>,
     /// Attempts that have run elsewhere, each job's latest.
     ran: BTreeMap<JobId, Attempt>,
@@ -72,7 +72,7 @@ impl Owner {
     pub(super) fn begin_gathering(&mut self, now: Now) {
         let unheard: BTreeSet<NodeId> = self.members.keys().copied().collect();
         if unheard.is_empty() {
-            return;
+            return self.end_the_killed(now);
         }
         self.gathering = Some(Gathering {
             unheard,
@@ -81,7 +81,7 @@ impl Owner {
             any_may_have: false,
             unjudged: BTreeSet::new(),
             early: Vec::new(),
-            numbers_until: now.clock + NUMBERS_HELD,
+            numbers_until: now.clock + NUMBERS_HELD.min(self.nodes.time_out),
             until: now.clock + self.nodes.time_out,
         });
     }
@@ -139,6 +139,7 @@ impl Owner {
         if gathering.any_may_have {
             self.may_have_run(None, now);
         }
+        self.end_the_killed(now);
         self.turn.followed.extend(&gathering.unjudged);
         let speaks = |member: &Member| member.is_ready() && member.trouble().is_none();
         let speaking: Vec<NodeId> =
@@ -148,6 +149,15 @@ impl Owner {
         }
         // Should this turn not be kept, it is all to be done again.
         self.turn.gathered = Some(gathering);
+    }
+
+    /// Jobs that wait for a node, and were killed while they were in doubt: no node has them.
+    fn end_the_killed(&mut self, now: Now) {
+        let killed = |active: &Active| active.kill_asked && active.job.placed.is_none();
+        let ids: Vec<JobId> = self.active.iter().filter(|(_, it)| killed(it)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.change(id, News::KillAsked, now);
+        }
     }
 
     /// Whether this job is one of the database of which the nodes may know more, and have not all been heard.
@@ -169,7 +179,12 @@ impl Owner {
     /// A job is lost where we believe it to be: at once, or if it is in doubt when all nodes were heard. Under a lease it
     /// may be abandoned only, which is no end and takes nothing from whoever has it.
     pub(super) fn lose(&mut self, node: NodeId, id: JobId, news: News<'static>, now: Now) {
-        let leased = self.active.get(&id).is_some_and(|active| active.job.lease.is_some());
+        let job = self.active.get(&id).map(|active| &active.job);
+        if job.and_then(|job| job.placed).is_none_or(|placed| placed.node != node) {
+            // It was asked for there, and was found elsewhere before the answer came.
+            return;
+        }
+        let leased = job.is_some_and(|job| job.lease.is_some());
         let only_abandons = leased && matches!(news, News::Wiped(_) | News::Removed(_));
         let in_doubt = self.is_in_doubt(id) && !only_abandons;
         match self.gathering.as_mut().filter(|_| in_doubt) {
@@ -179,6 +194,11 @@ impl Owner {
             }
             None => self.change(id, news, now),
         }
+    }
+
+    /// Whether its node has lost this job, which is judged when all were heard.
+    pub(super) fn is_lost_unjudged(&self, id: JobId) -> bool {
+        self.gathering.as_ref().is_some_and(|it| it.losses.contains_key(&id))
     }
 
     /// Whether it may be written down that this node was heard.
@@ -343,8 +363,8 @@ impl Owner {
             return true;
         }
         let Some(node) = job.placed.map(|placed| placed.node) else { return false };
-        let heard = self.members.get(&node).is_some_and(|member| !member.is_rolling());
-        (heard || speaks == Some(node)) && !job.is_abandoned()
+        let told = self.members.get(&node).is_some_and(Member::has_told);
+        (told || speaks == Some(node)) && !job.is_abandoned()
     }
 
     /// Creates whose answer we do not know are not sent again to a node that has forgotten more than it lists: what it
@@ -368,6 +388,10 @@ impl Owner {
         } else if active.inherited {
             log::warn!("job {id} is attempt {attempt} on node {node}, of which this master's database knows nothing");
             self.skip_used_numbers(id);
+            if let Some(gathering) = &mut self.gathering {
+                // That was of an earlier attempt.
+                gathering.losses.remove(&id);
+            }
             self.change(id, News::Found(node, attempt), now);
         }
     }
@@ -398,6 +422,9 @@ impl Owner {
 
     /// A roll call was answered.
     pub(super) fn heard_out(&mut self, node: NodeId) {
+        if let Some(member) = self.members.get_mut(&node) {
+            member.tells_all();
+        }
         if let Some(gathering) = &mut self.gathering {
             gathering.unheard.remove(&node);
         }

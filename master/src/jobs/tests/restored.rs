@@ -538,3 +538,129 @@ fn a_database_that_cannot_be_read_for_once_is_not_taken_for_an_older_copy() {
     assert!(!master.owner().is_older);
     assert_eq!(master.submit(vec![spec(64)]).0.unwrap()[0].id, JobId(2));
 }
+
+#[test]
+fn what_a_node_has_lost_is_not_killed_there_while_others_may_have_it() {
+    let wiped = NodeResource { instance: InstanceId("f".repeat(32)), ..node() };
+    for (said, asked_before) in [(wiped.clone(), true), (wiped, false), (node(), true), (node(), false)] {
+        let mut master = Master::with_placed(spec(64), true);
+        if asked_before {
+            master.kill(1);
+            master.start_gathering();
+        }
+        let answer = master.roll_call_answer(said.clone(), vec![], remembers(1, &[]));
+        let mut orders = master.turn(vec![answer]);
+        if !asked_before {
+            orders.extend(master.kill(1).1);
+        }
+        orders.extend(master.tells(said, 100, 100, vec![]));
+        assert!(kills(&orders).is_empty(), "asked before: {asked_before}");
+        assert_eq!(master.job(1).status, State::Assigned);
+        let orders = master.answers_roll_call(1, vec![], remembers(1, &[]));
+        assert_eq!((kills(&orders), master.job(1).cause), (vec![], Some(Reason::Lost)));
+    }
+}
+
+#[test]
+fn a_kill_goes_where_the_job_was_found_though_another_node_has_lost_it() {
+    for (lost_first, asked_before) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut master = Master::with_placed(retried(), true);
+        if asked_before {
+            master.kill(1);
+        }
+        // One that is not heard.
+        master.nodes.addrs.push((NodeId(2), "127.0.0.1:5002".into()));
+        master.start_gathering();
+        let mut orders = if lost_first { master.answers_roll_call(0, vec![], remembers(1, &[])) } else { vec![] };
+        let lives = vec![report(JobId(1), Attempt(2), TaskId(9), State::Running)];
+        orders.extend(master.answers_roll_call(1, lives, remembers(1, &[])));
+        if !lost_first {
+            orders.extend(master.answers_roll_call(0, vec![], remembers(1, &[])));
+        }
+        if !asked_before {
+            orders.extend(master.kill(1).1);
+        }
+        let killed = |order: &Order| matches!(order, Order::Kill { node: NodeId(1), task: TaskId(9), .. });
+        assert_eq!((kills(&orders).len(), orders.iter().filter(|order| killed(order)).count()), (1, 1));
+    }
+}
+
+#[test]
+fn what_was_found_as_a_later_attempt_where_an_earlier_one_was_lost_stays() {
+    let mut master = Master::with_placed(spec(64), true);
+    let wiped = || NodeResource { instance: InstanceId("f".repeat(32)), ..node() };
+    let lives = report(JobId(1), Attempt(2), TaskId(9), State::Running);
+    let answer = master.roll_call_answer(wiped(), vec![lives], remembers(1, &[]));
+    master.turn(vec![answer]);
+    master.answers_roll_call(1, vec![], remembers(1, &[]));
+    assert_eq!((master.job(1).status, master.job(1).attempt), (State::Running, Attempt(2)));
+}
+
+#[test]
+fn what_was_found_elsewhere_and_is_lost_there_before_all_were_heard_is_lost() {
+    let mut master = Master::with_placed(retried(), true);
+    master.nodes.addrs.push((NodeId(2), "127.0.0.1:5002".into()));
+    master.start_gathering();
+    master.answers_roll_call(0, vec![], remembers(1, &[]));
+    let lives = report(JobId(1), Attempt(2), TaskId(9), State::Running);
+    master.answers_roll_call(1, vec![lives], remembers(1, &[]));
+    let wiped = NodeResource { instance: InstanceId("f".repeat(32)), ..resource(1, 4, 1000) };
+    let answer = master.roll_call_answer(wiped, vec![], remembers(1, &[]));
+    master.turn(vec![answer]);
+    assert_eq!(master.job(1).status, State::Running);
+    master.answers_roll_call(2, vec![], remembers(1, &[]));
+    assert_eq!((master.job(1).status, master.job(1).cause), (State::Failed, Some(Reason::Lost)));
+}
+
+#[test]
+fn a_node_that_has_told_and_is_asked_anew_still_has_what_it_told_of() {
+    let mut master = Master::with_placed(retried(), true);
+    master.answers_roll_call(0, vec![said(1, 8, State::Running)], remembers(1, &[]));
+    master.waits_no_more();
+    master.turn(vec![]);
+    let silent = || Said::Events { after: EventNumber(0), answer: Err("no route".into()) };
+    master.says(0, silent());
+    master.now.clock += Duration::from_secs(10);
+    master.says(0, silent());
+    let orders = master.tells(node(), 100, 100, vec![]);
+    assert_eq!(polls(&orders), [(0, false)], "back from being lost, it is asked for all it has");
+    let unlisted = Remembered { unlisted_to: EventNumber(5), ..remembers(2, &[(6, 900, 1)]) };
+    master.answers_roll_call(1, vec![], unlisted);
+    assert_eq!((master.job(1).status, master.job(1).attempt), (State::Running, Attempt(1)));
+}
+
+#[test]
+fn a_waiting_job_that_is_killed_before_all_were_heard_is_killed_where_it_runs() {
+    let mut master = Master::with_waiting(2, 2);
+    master.answers_roll_call(0, vec![], remembers(2, &[]));
+    for job in [1, 2] {
+        assert_eq!(master.kill(job).0.unwrap().status, State::Pending);
+    }
+    // What was asked for is kept.
+    master.start_gathering();
+    master.answers_roll_call(0, vec![], remembers(2, &[]));
+    let lives = report(JobId(1), Attempt(1), TaskId(8), State::Running);
+    let orders = master.answers_roll_call(1, vec![lives], remembers(2, &[]));
+    assert_eq!((kills(&orders), creates(&orders)), (vec![8], vec![]));
+    assert_eq!((master.job(1).status, master.job(2).status), (State::Running, State::Killed));
+}
+
+#[test]
+fn a_waiting_job_that_was_killed_before_all_were_heard_is_killed_where_there_are_no_nodes_any_more() {
+    let mut master = Master::with_waiting(1, 1);
+    assert_eq!(master.kill(1).0.unwrap().status, State::Pending);
+    master.nodes.addrs.clear();
+    master.start_gathering();
+    assert_eq!(master.job(1).status, State::Killed);
+}
+
+#[test]
+fn a_time_out_shorter_than_submissions_are_held_drops_none() {
+    let mut master = Master::new(1);
+    master.nodes.time_out = Duration::from_millis(100);
+    master.start_gathering();
+    let answer = master.submit_early();
+    master.now.clock += Duration::from_millis(100);
+    master.turn(vec![]);
+    assert_eq!(answer.try_recv().unwrap().unwrap()[0].id, JobId(1));
+}
