@@ -186,7 +186,8 @@ impl<'p> Watch<'p> {
         let mut happened = Happened { parent_gone, ..Happened::default() };
         if signalled && let Some(info) = self.signals.read_signal()? {
             // A sender outside our pid namespace has no pid in it, and only the kernel can say that a user sent it
-            // (rt_sigqueueinfo(2) may claim any pid, but not SI_USER): the payload cannot stop its own init.
+            // (rt_sigqueueinfo(2) may claim any pid, but not SI_USER). A signal whose sender there was no room to keep looks
+            // the same; such the payload cannot send here (security/seccomp.rs). So it cannot stop its own init.
             let from_outside = info.ssi_pid == 0 && info.ssi_code == libc::SI_USER;
             happened.asked_to_stop = info.ssi_signo == libc::SIGTERM.cast_unsigned() && from_outside;
         }

@@ -3,6 +3,7 @@
 //!
 //! One list, two spellings: what `lxc.seccomp.profile` names makes stock LXC deny what berth denies, with the same errno.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 
@@ -11,6 +12,7 @@ use seccompiler::{
 };
 
 /// A system call: the name that libseccomp, and so LXC, knows it by, and this architecture's number.
+#[derive(Debug, Clone, Copy)]
 struct Call {
     name: &'static str,
     number: i64,
@@ -18,6 +20,12 @@ struct Call {
 
 macro_rules! calls {
     ($($name:ident)*) => { &[$(Call { name: stringify!($name), number: libc::$name }),*] };
+}
+
+impl Call {
+    fn lxc_name(self) -> &'static str {
+        self.name.trim_start_matches("SYS_")
+    }
 }
 
 /// System calls that answer EPERM: they load code into the kernel, change the machine's clock, mounts, swap or
@@ -48,19 +56,66 @@ const NAMESPACE_FLAGS: [i32; 7] = [
     libc::CLONE_NEWUTS,
 ];
 
-/// AF_VSOCK reaches the hypervisor's host past every network namespace (vsock(7)).
-const TO_THE_HYPERVISOR: u64 = libc::AF_VSOCK as u64;
+/// What the payload could take from its own init, which has its user: limits, so that no end is recorded and no log cut; and
+/// calls whose signals the kernel delivers without their sender where there is no room to queue them, as if they came from
+/// outside (signal(7), "RLIMIT_SIGPENDING"). kill(2) keeps its sender.
+const NOT_TO_INIT: &[Call] = calls![SYS_prlimit64 SYS_rt_sigqueueinfo SYS_rt_tgsigqueueinfo SYS_tgkill SYS_tkill];
+/// Init's pid, and that of its only thread, as the payload sees it.
+const INIT: u32 = 1;
 
-/// What tells of fallocate(2) whether it takes room beyond a file's end, where the file's size does not show it.
-const UNSEEN_ROOM: (i32, i32) = (libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_KEEP_SIZE);
+/// What an ioctl(2) of any filesystem takes as room beyond a file's end, as it was first spelled for XFS: FS_IOC_RESVSP,
+/// FS_IOC_RESVSP64 and FS_IOC_ZERO_RANGE of linux/falloc.h.
+const UNSEEN_ROOM: [u32; 3] = [0x4030_5828, 0x4030_582a, 0x4030_5839];
+
+/// A system call that is denied if one of its arguments is so.
+#[derive(Debug, Clone, Copy)]
+struct Condition {
+    call: Call,
+    errno: i32,
+    argument: u8,
+    is: Is,
+}
+
+/// What is asked of an argument.
+#[derive(Debug, Clone, Copy)]
+enum Is {
+    /// Of its lower half, which is all that the kernel reads of an int, this is left under the mask.
+    Left { mask: u32, left: u32 },
+    /// A pointer that points somewhere.
+    There,
+}
+
+impl Is {
+    fn equal(value: u32) -> Is {
+        Is::Left { mask: u32::MAX, left: value }
+    }
+
+    fn flags(flags: i32) -> Is {
+        Is::Left { mask: flags.cast_unsigned(), left: flags.cast_unsigned() }
+    }
+}
+
+fn conditions() -> Vec<Condition> {
+    let on = |call: &Call, errno, argument, is| Condition { call: *call, errno, argument, is };
+    let [clone, socket, signal, fallocate, ioctl] =
+        calls![SYS_clone SYS_socket SYS_pidfd_send_signal SYS_fallocate SYS_ioctl];
+    let mut all: Vec<Condition> =
+        NAMESPACE_FLAGS.iter().map(|flag| on(clone, libc::EPERM, 0, Is::flags(*flag))).collect();
+    // AF_VSOCK reaches the hypervisor's host past every network namespace (vsock(7)).
+    all.push(on(socket, libc::EPERM, 0, Is::equal(libc::AF_VSOCK.cast_unsigned())));
+    all.extend(NOT_TO_INIT.iter().map(|call| on(call, libc::EPERM, 0, Is::equal(INIT))));
+    // Whom a descriptor means no filter can see. Without words of its own to go with the signal it is as kill(2).
+    all.push(on(signal, libc::EPERM, 2, Is::There));
+    // A log is measured by its size: room taken beyond it would fill the share unseen. The answer is that of a filesystem
+    // that cannot do it, so programs know what to do then.
+    let (keep, punch) = (libc::FALLOC_FL_KEEP_SIZE.cast_unsigned(), libc::FALLOC_FL_PUNCH_HOLE.cast_unsigned());
+    all.push(on(fallocate, libc::EOPNOTSUPP, 1, Is::Left { mask: keep | punch, left: keep }));
+    all.extend(UNSEEN_ROOM.iter().map(|request| on(ioctl, libc::EOPNOTSUPP, 1, Is::equal(*request))));
+    all
+}
 
 fn denied() -> impl Iterator<Item = &'static Call> {
     DENIED.iter().chain(DENIED_HERE)
-}
-
-/// The namespace flags as the kernel gets them in a register.
-fn namespace_flags() -> impl Iterator<Item = u64> {
-    NAMESPACE_FLAGS.iter().map(|flag| u64::from(flag.cast_unsigned()))
 }
 
 /// The compiled system-call filters: made once, applied to every payload.
@@ -72,15 +127,17 @@ pub struct SystemCallFilter {
 impl SystemCallFilter {
     /// Compiles the deny list for this machine's architecture.
     pub fn compile() -> Result<SystemCallFilter, seccompiler::BackendError> {
-        let mut rules: Vec<(i64, Vec<SeccompRule>)> = denied().map(|call| (call.number, vec![])).collect();
-        rules.push((libc::SYS_clone, namespace_rules()?));
-        rules.push((libc::SYS_socket, vec![to_the_hypervisor()?]));
+        let mut denied: Rules = denied().map(|call| (call.number, vec![])).collect();
+        let mut unsupported = Rules::new();
+        for condition in conditions() {
+            let rules = if condition.errno == libc::EPERM { &mut denied } else { &mut unsupported };
+            rules.entry(condition.call.number).or_default().push(condition.rule()?);
+        }
         // clone3's flags are behind a pointer where a filter cannot look; told that it is not there, libc uses clone.
-        let absent = vec![(libc::SYS_clone3, vec![])];
-        // As a filesystem answers that cannot do it, so programs know what to do then.
-        let unsupported = vec![(libc::SYS_fallocate, vec![unseen_room()?])];
-        let mut programs =
-            vec![program(rules, libc::EPERM)?, program(absent, libc::ENOSYS)?, program(unsupported, libc::EOPNOTSUPP)?];
+        let absent = Rules::from([(libc::SYS_clone3, vec![])]);
+        let programs =
+            [program(denied, libc::EPERM)?, program(absent, libc::ENOSYS)?, program(unsupported, libc::EOPNOTSUPP)?];
+        let mut programs = Vec::from(programs);
         programs.extend(foreign_numbers());
         Ok(SystemCallFilter { programs })
     }
@@ -100,15 +157,16 @@ pub fn lxc_policy() -> String {
         let _ = writeln!(text, "{name} errno {errno}{condition}");
     };
     for call in denied() {
-        rule(call.name.trim_start_matches("SYS_"), libc::EPERM, "");
+        rule(call.lxc_name(), libc::EPERM, "");
     }
-    for flag in namespace_flags() {
-        rule("clone", libc::EPERM, &format!(" [0,{flag},SCMP_CMP_MASKED_EQ,{flag}]"));
+    for Condition { call, errno, argument, is } in conditions() {
+        let is = match is {
+            Is::Left { mask, left } => format!("{left},SCMP_CMP_MASKED_EQ,{mask}"),
+            Is::There => "0,SCMP_CMP_NE".to_owned(),
+        };
+        rule(call.lxc_name(), errno, &format!(" [{argument},{is}]"));
     }
-    rule("socket", libc::EPERM, &format!(" [0,{TO_THE_HYPERVISOR},SCMP_CMP_EQ]"));
     rule("clone3", libc::ENOSYS, "");
-    let (mask, left) = UNSEEN_ROOM;
-    rule("fallocate", libc::EOPNOTSUPP, &format!(" [1,{left},SCMP_CMP_MASKED_EQ,{mask}]"));
     text
 }
 
@@ -142,29 +200,25 @@ fn foreign_numbers() -> Option<BpfProgram> {
     None
 }
 
-fn to_the_hypervisor() -> Result<SeccompRule, seccompiler::BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, TO_THE_HYPERVISOR)?])
+/// By the number of the call.
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+impl Condition {
+    fn rule(self) -> Result<SeccompRule, seccompiler::BackendError> {
+        let (length, operator, value) = match self.is {
+            Is::Left { mask, left } => {
+                (SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(u64::from(mask)), u64::from(left))
+            }
+            Is::There => (SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0),
+        };
+        SeccompRule::new(vec![SeccompCondition::new(self.argument, length, operator, value)?])
+    }
 }
 
-/// A log is measured by its size: room taken beyond it would fill the share unseen.
-fn unseen_room() -> Result<SeccompRule, seccompiler::BackendError> {
-    let (mask, left) = (u64::from(UNSEEN_ROOM.0.cast_unsigned()), u64::from(UNSEEN_ROOM.1.cast_unsigned()));
-    SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), left)?])
-}
-
-fn namespace_rules() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-    namespace_flags()
-        .map(|flag| {
-            let set = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(flag), flag)?;
-            SeccompRule::new(vec![set])
-        })
-        .collect()
-}
-
-fn program(rules: Vec<(i64, Vec<SeccompRule>)>, errno: i32) -> Result<BpfProgram, seccompiler::BackendError> {
+fn program(rules: Rules, errno: i32) -> Result<BpfProgram, seccompiler::BackendError> {
     let answer = SeccompAction::Errno(errno.cast_unsigned());
     let arch = std::env::consts::ARCH.try_into()?;
-    SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, answer, arch)?.try_into()
+    SeccompFilter::new(rules, SeccompAction::Allow, answer, arch)?.try_into()
 }
 
 #[cfg(test)]
@@ -181,21 +235,22 @@ mod tests {
     /// What the kernel would make of a call without arguments.
     #[cfg(target_arch = "x86_64")]
     fn answer(filter: &SystemCallFilter, number: u32) -> u32 {
-        answer_to(filter, number, 0)
+        answer_to(filter, number, [0; 3])
     }
 
-    /// What it would make of one whose second argument is not zero: what the first program says that does not allow it.
+    /// What it would make of one with these arguments: what the first program says that does not allow it.
     #[cfg(target_arch = "x86_64")]
-    fn answer_to(filter: &SystemCallFilter, number: u32, second: u32) -> u32 {
-        let mut answers = filter.programs.iter().map(|program| interpret(program, number, second));
+    fn answer_to(filter: &SystemCallFilter, number: u32, arguments: [u64; 3]) -> u32 {
+        let mut answers = filter.programs.iter().map(|program| interpret(program, number, arguments));
         answers.find(|answer| *answer != libc::SECCOMP_RET_ALLOW).unwrap_or(libc::SECCOMP_RET_ALLOW)
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn interpret(program: &[seccompiler::sock_filter], number: u32, second: u32) -> u32 {
+    fn interpret(program: &[seccompiler::sock_filter], number: u32, arguments: [u64; 3]) -> u32 {
         const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
         // struct seccomp_data: the call, the architecture, where it was made, then the arguments, of two words each.
-        let data = [number, AUDIT_ARCH_X86_64, 0, 0, 0, 0, second];
+        let words = arguments.into_iter().flat_map(|argument| [argument as u32, (argument >> 32) as u32]);
+        let data: Vec<u32> = [number, AUDIT_ARCH_X86_64, 0, 0].into_iter().chain(words).collect();
         let (mut next, mut word) = (0, 0);
         loop {
             let step = &program[next];
@@ -234,13 +289,39 @@ mod tests {
     fn room_beyond_the_end_of_a_file_is_not_to_be_had_and_all_else_of_fallocate_is() {
         let filter = SystemCallFilter::compile().unwrap();
         let number = u32::try_from(libc::SYS_fallocate).unwrap();
-        let to = |mode: i32| answer_to(&filter, number, mode.cast_unsigned());
+        let to = |mode: i32| answer_to(&filter, number, [1, u64::from(mode.cast_unsigned()), 0]);
         let refused = libc::SECCOMP_RET_ERRNO | libc::EOPNOTSUPP.cast_unsigned();
         let keep_size = libc::FALLOC_FL_KEEP_SIZE;
         assert_eq!([to(keep_size), to(keep_size | libc::FALLOC_FL_ZERO_RANGE)], [refused; 2]);
         for mode in [0, libc::FALLOC_FL_ZERO_RANGE, keep_size | libc::FALLOC_FL_PUNCH_HOLE] {
             assert_eq!(to(mode), libc::SECCOMP_RET_ALLOW, "{mode:#x}");
         }
+        let number = u32::try_from(libc::SYS_ioctl).unwrap();
+        for request in UNSEEN_ROOM.map(u64::from) {
+            // The kernel reads an int.
+            assert_eq!(answer_to(&filter, number, [1, 1 << 32 | request, 0]), refused, "{request:#x}");
+            assert_eq!(answer_to(&filter, number, [1, request ^ 1, 0]), libc::SECCOMP_RET_ALLOW, "{request:#x}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_would_forge_a_word_to_init_is_denied_and_the_same_to_others_is_not() {
+        let filter = SystemCallFilter::compile().unwrap();
+        let to = |call: i64, arguments| answer_to(&filter, u32::try_from(call).unwrap(), arguments);
+        let (refused, allowed) = (libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned(), libc::SECCOMP_RET_ALLOW);
+        for call in NOT_TO_INIT {
+            assert_eq!(to(call.number, [1, 15, 0]), refused, "{}", call.name);
+            assert_eq!(to(call.number, [1 << 32 | 1, 15, 0]), refused, "{}", call.name);
+            for other in [0, 2, u64::from(u32::MAX)] {
+                assert_eq!(to(call.number, [other, 15, 0]), allowed, "{} {other}", call.name);
+            }
+        }
+        for pointer in [1, 1 << 32] {
+            assert_eq!(to(libc::SYS_pidfd_send_signal, [3, 15, pointer]), refused, "{pointer:#x}");
+        }
+        assert_eq!(to(libc::SYS_pidfd_send_signal, [3, 15, 0]), allowed);
+        assert_eq!(to(libc::SYS_kill, [1, 15, 0]), allowed);
     }
 
     #[test]
@@ -268,12 +349,15 @@ mod tests {
         let mut lines = policy.lines();
         assert_eq!([lines.next(), lines.next(), lines.next()], [Some("2"), Some("denylist"), Some("[all]")]);
         let rules: Vec<&str> = lines.collect();
-        assert_eq!(rules.len(), denied().count() + NAMESPACE_FLAGS.len() + 3);
+        assert_eq!(rules.len(), denied().count() + conditions().len() + 1);
         for rule in [
             "bpf errno 1",
             "clone3 errno 38",
             "fallocate errno 95 [1,1,SCMP_CMP_MASKED_EQ,3]",
-            "socket errno 1 [0,40,SCMP_CMP_EQ]",
+            "socket errno 1 [0,40,SCMP_CMP_MASKED_EQ,4294967295]",
+            "ioctl errno 95 [1,1076910122,SCMP_CMP_MASKED_EQ,4294967295]",
+            "prlimit64 errno 1 [0,1,SCMP_CMP_MASKED_EQ,4294967295]",
+            "pidfd_send_signal errno 1 [2,0,SCMP_CMP_NE]",
             "clone errno 1 [0,268435456,SCMP_CMP_MASKED_EQ,268435456]",
         ] {
             assert!(rules.contains(&rule), "{rule}\n{policy}");

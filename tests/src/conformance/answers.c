@@ -6,6 +6,8 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -28,6 +30,21 @@ static void ask_clone(const char *name, unsigned long flags)
         waitpid((pid_t)child, NULL, 0);
 }
 
+/* Of init, which is no less than before for having been asked. */
+static void ask_init(void)
+{
+    siginfo_t info = { .si_signo = SIGCONT, .si_code = SI_QUEUE };
+    say("prlimit-init", syscall(SYS_prlimit64, 1, RLIMIT_CORE, NULL, NULL));
+    say("prlimit", syscall(SYS_prlimit64, 0, RLIMIT_CORE, NULL, NULL));
+    say("tgkill-init", syscall(SYS_tgkill, 1, 1, 0));
+    say("tkill-init", syscall(SYS_tkill, 1, 0));
+    say("sigqueue-init", syscall(SYS_rt_sigqueueinfo, 1, 0, &info));
+    say("tgsigqueue-init", syscall(SYS_rt_tgsigqueueinfo, 1, 1, 0, &info));
+    say("pidfd-signal-info", syscall(SYS_pidfd_send_signal, -1, 0, &info, 0));
+    say("pidfd-signal", syscall(SYS_pidfd_send_signal, -1, 0, NULL, 0));
+    say("kill-init", kill(1, 0));
+}
+
 int main(void)
 {
     ASK(acct); ASK(add_key); ASK(adjtimex); ASK(bpf); ASK(clock_adjtime); ASK(clock_settime); ASK(delete_module);
@@ -48,6 +65,10 @@ int main(void)
     say("fallocate", fallocate(-1, 0, 0, 1));
     say("fallocate-keep-size", fallocate(-1, FALLOC_FL_KEEP_SIZE, 0, 1));
     say("fallocate-punch-hole", fallocate(-1, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, 1));
+    say("ioctl-reserve", ioctl(1, 0x4030582aUL, NULL));
+    say("ioctl-zero-range", ioctl(1, 0x40305839UL, NULL));
+    say("ioctl", ioctl(1, TCGETS, NULL));
+    ask_init();
     ask_clone("clone", 0);
     ask_clone("clone-newuser", CLONE_NEWUSER);
     ask_clone("clone-newns", CLONE_NEWNS);
