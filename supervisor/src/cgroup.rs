@@ -333,7 +333,13 @@ impl Layout {
             };
             let oom_kills = memory.counter(group, events)?.and_then(|text| keyed(&text, "oom_kill"));
             usage.oom_kills = oom_kills.unwrap_or(0);
-            usage.memory_peak_bytes = memory.counter(group, peak)?.and_then(|text| text.trim().parse().ok());
+            let number = |text: Option<String>| text.and_then(|text| text.trim().parse().ok());
+            usage.memory_peak_bytes = number(memory.counter(group, peak)?);
+            if usage.oom_kills > 0 && memory.version == CgroupVersion::V1 {
+                // The limit that was in the way may be that of memory and swap together.
+                let swapped = number(memory.counter(group, "memory.memsw.max_usage_in_bytes")?);
+                usage.memory_peak_bytes = usage.memory_peak_bytes.max(swapped);
+            }
         }
         usage.cpu = self.cpu_time(group)?;
         Ok(usage)
