@@ -6,6 +6,7 @@
 
 use std::fs::Permissions;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -36,6 +37,7 @@ mod watch;
 
 pub use crate::lxc_config::Network;
 use plan::Plan;
+use record::shortened;
 use step::StepError;
 
 /// What every launch of this supervisor shares.
@@ -158,9 +160,9 @@ impl LaunchError {
     pub fn reason(&self) -> Reason {
         match self {
             LaunchError::Step { failed, .. } => {
-                Reason::LaunchFailed { step: failed.step.clone(), cause: failed.cause.clone() }
+                Reason::LaunchFailed { step: shortened(failed.step.clone()), cause: shortened(failed.cause.clone()) }
             }
-            other => Reason::LaunchFailed { step: "prepare".to_owned(), cause: other.to_string() },
+            other => Reason::LaunchFailed { step: "prepare".to_owned(), cause: shortened(other.to_string()) },
         }
     }
 }
@@ -262,6 +264,11 @@ impl InitLine {
     /// Lets init run the command. Until then, our death makes it leave without having run anything.
     pub fn go(&self) -> io::Result<()> {
         (&self.0).write_all(GO)
+    }
+
+    /// Ends an init that is to die with its parent, as our death would; for one that does not hear that it is asked to.
+    pub fn hang_up(&self) -> io::Result<()> {
+        self.0.shutdown(Shutdown::Both)
     }
 
     /// When the command was executed; `None` while nothing has come. An `UnexpectedEof`: init has recorded the end and

@@ -83,7 +83,8 @@ impl From<StepError> for End {
     }
 }
 
-fn shortened(mut text: String) -> String {
+/// No more of a text than there is room for: a sentence may quote a file.
+pub fn shortened(mut text: String) -> String {
     if text.len() > MAX_TEXT {
         text.truncate(text.floor_char_boundary(MAX_TEXT));
         text.push('…');
