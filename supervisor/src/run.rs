@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
@@ -79,9 +79,9 @@ fn run_container(
     folder: &Path,
     signals: &SignalFd,
 ) -> Result<i32, RunError> {
-    let (container, mem_limit_mib) = (request.container, request.spec.resource.mem);
+    let (container, mem_limit_mib, grace) = (request.container, request.spec.resource.mem, request.grace);
     let launched = launcher.launch(layout, request)?;
-    let watched = see_through(&launched, signals);
+    let watched = see_through(&launched, signals, grace);
     let ended = record::read(folder);
     let usage = layout.usage(container);
     if let Err(error) = remove_tree(folder) {
@@ -92,12 +92,12 @@ fn run_container(
 }
 
 /// Lets the command run, and comes back when init is gone, even with an error.
-fn see_through(launched: &Launched, signals: &SignalFd) -> io::Result<()> {
+fn see_through(launched: &Launched, signals: &SignalFd, grace: Duration) -> io::Result<()> {
     if let Err(error) = launched.line.go() {
         // Init has failed and left; its record says why.
         log::debug!("cannot tell init to go: {error}");
     }
-    wait(launched, signals).inspect_err(|_| child::kill_and_reap(&launched.pidfd))
+    wait(launched, signals, grace).inspect_err(|_| child::kill_and_reap(&launched.pidfd))
 }
 
 /// Removes the empty groups of runs that were killed. Their inits have ended with them.
@@ -121,20 +121,34 @@ fn foreground_signals() -> io::Result<SignalFd> {
     Ok(SignalFd::new(&wanted)?)
 }
 
-fn wait(launched: &Launched, signals: &SignalFd) -> io::Result<()> {
+/// Init keeps the grace period by itself. One that has not ended some time after it did not hear: a command that signals
+/// its init without end has a signal pending there whenever ours comes, and of two the kernel keeps one (signal(7)).
+fn wait(launched: &Launched, signals: &SignalFd, grace: Duration) -> io::Result<()> {
+    let mut unheard_at: Option<Instant> = None;
     loop {
         let mut fds =
             [PollFd::new(launched.pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+        let patience = unheard_at.map_or(PollTimeout::NONE, |at| {
+            // A part of a millisecond is none to poll(2).
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match nix::poll::poll(&mut fds, patience) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        if fds[0].any() == Some(true) {
+        let [over, asked] = fds.map(|fd| fd.any() == Some(true));
+        if over {
             child::reap(&launched.pidfd)?;
             return Ok(());
         }
-        if signals.read_signal()?.is_some() {
+        if asked && signals.read_signal()?.is_some() {
             rustix::process::pidfd_send_signal(&launched.pidfd, rustix::process::Signal::TERM)?;
+            unheard_at.get_or_insert(Instant::now() + grace + task::INIT_MARGIN);
+        }
+        if unheard_at.is_some_and(|at| at <= Instant::now()) {
+            launched.line.hang_up()?;
+            unheard_at = None;
         }
     }
 }
@@ -189,7 +203,7 @@ mod tests {
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
         let launched = Launched { pidfd, pid: pid.as_raw_nonzero().get(), start_time: 0, line: InitLine::to_nobody() };
         assert_eq!(launched.line.go().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-        see_through(&launched, &SignalFd::new(&SigSet::empty()).unwrap()).unwrap();
+        see_through(&launched, &SignalFd::new(&SigSet::empty()).unwrap(), Duration::ZERO).unwrap();
         let waited = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
         assert_eq!(waited.unwrap_err(), rustix::io::Errno::CHILD);
     }

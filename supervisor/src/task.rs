@@ -15,7 +15,7 @@ use crate::launch::record::{End, EndRecord};
 use crate::lease;
 
 /// How long after its own grace period init may still be tidying up before it is killed itself.
-const INIT_MARGIN: Duration = Duration::from_secs(5);
+pub const INIT_MARGIN: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts to kill what does not die.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// Attempts after which a task that does not die is called stuck.

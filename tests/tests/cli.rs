@@ -6,11 +6,13 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::Signal;
 use tests::daemon::{binary, free_addr, run_to_end};
-use tests::leaks::Footprint;
+use tests::leaks::{Footprint, Process};
 use tests::master::MASTER;
 use tests::node::{Node, SUPERVISOR, add_busybox};
 use tests::sandbox::{Sandbox, is_root};
+use tests::wait::until;
 
 /// A state dir with the busybox image, on which the command line works without a daemon.
 struct Bench {
@@ -115,6 +117,32 @@ fn run_stops_at_its_timeout() {
         let output = bench.run(&["--timeout", "300ms"], "sleep 1000");
         assert!(!output.status.success(), "{output:?}");
         assert!(stderr(&output).to_lowercase().contains("time"), "{output:?}");
+    });
+}
+
+#[test]
+fn run_ends_when_it_is_asked_to_though_the_command_has_drowned_the_word() {
+    Bench::with(|bench| {
+        let mut command = bench.run_command(&["--grace", "100ms"], "read go; kill -TERM 1; sleep 1000");
+        let mut child = command.stdin(Stdio::piped()).spawn().expect("run");
+        let footprint = Footprint::of(&bench.sandbox);
+        let payload = footprint.process("sh -c read go");
+        let named = |name: &str| footprint.processes().into_iter().find(|process| process.name() == name);
+        let init = named("berth-init").expect("the command has an init");
+        // Two signals of a kind are one while neither was taken, and the first is the command's own.
+        init.freeze();
+        child.stdin.take().expect("stdin").write_all(b"go\n").expect("tell it to");
+        init.wait_pending(Signal::TERM);
+        let runner = Process { pid: child.id(), ..payload };
+        let asleep = runner.times_asleep();
+        runner.signal(Signal::TERM);
+        until("it to pass the word on, and to wait again", || {
+            let now = runner.times_asleep();
+            if now > asleep { Ok(()) } else { Err(now) }
+        });
+        init.signal(Signal::CONT);
+        let ended = until("it to end", || child.try_wait().expect("wait").ok_or("it runs"));
+        assert_eq!(ended.code(), Some(128 + 15));
     });
 }
 
