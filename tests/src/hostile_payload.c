@@ -47,7 +47,7 @@ static void fill_the_queue(void)
     say("sigqueue", -1);
 }
 
-/* Room beyond the end of the log, which its size does not show (ioctl_xfs_... of xfsctl(3), for every filesystem). */
+/* Room beyond the end of the log, which its size does not show (XFS_IOC_RESVSP64 of xfsctl(3), and not for XFS alone). */
 static void reserve(const char *what, unsigned long call)
 {
     struct { short type, whence; long long start, len; int sysid, pid, pad[4]; } room = { .len = 8 << 20 };

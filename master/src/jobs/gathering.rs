@@ -15,6 +15,9 @@
 //! | we have acknowledged more unknown ends than it lists | any waiting job may have run, and so any that would be tried again because its node is silent: all `Failed: lost` |
 //! | it runs a task of ours whose job we do not know | it is left alone, and shown on the node's page |
 //!
+//! Who is asked to kill a waiting job meanwhile writes that down: it is killed where it is found, or ends when all were heard.
+//! A node that has lost a task is asked for nothing about it, until that is judged.
+//!
 //! A number of a lost time may be given out again after all, if all nodes that know of it were away. The attempts that ran
 //! under it are then counted as if they were ours, so that no key is used for two tasks.
 //!
