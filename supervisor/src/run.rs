@@ -17,7 +17,7 @@ use crate::cgroup::{CgroupError, Layout, Removal, Usage};
 use crate::launch::record::{self, End, EndRecord};
 use crate::launch::{LaunchError, LaunchRequest, Launched, Launcher, Logs, Network, Settings};
 use crate::remove_tree::remove_tree;
-use crate::{child, task};
+use crate::{child, oom, task};
 
 /// Exit status for "berth itself failed", as env(1) and timeout(1) use it.
 const OUR_FAULT: i32 = 125;
@@ -50,6 +50,7 @@ pub fn run(
     grace: Duration,
 ) -> Result<i32, RunError> {
     let signals = foreground_signals()?;
+    oom::come_last();
     let launcher = Launcher::new(settings)?;
     // A base beside the daemon's: what is in there is no leftover to it, whichever state dir it has.
     let layout = Layout::prepare(&format!("{cgroup_root}-run"))?;
