@@ -200,7 +200,7 @@ impl Member {
 
     /// What is kept of it is about to be read anew; of what was heard and not kept nothing stays.
     pub fn forget_what_is_kept(&mut self) {
-        (self.instance, self.boot, self.acknowledged, self.has_told) = (None, None, EventNumber(0), false);
+        (self.instance, self.boot, self.acknowledged) = (None, None, EventNumber(0));
     }
 
     /// Whether its machine was booted, by what it last said, since all of its tasks were asked for. A power cut may have
@@ -269,9 +269,9 @@ impl Member {
         self.roll_call.is_some()
     }
 
-    /// It has told of all that it has.
-    pub fn tells_all(&mut self) {
-        self.has_told = true;
+    /// It has told of all that it has; or that was not kept.
+    pub fn tells_all(&mut self, kept: bool) {
+        self.has_told = kept;
     }
 
     /// Whether it has, since this master started.

@@ -59,15 +59,17 @@ impl Owner {
 
     /// Sends a kill that was not taken. A node in trouble is sent none: it would wait there until it is too late, and each one
     /// more is no more likely to be heard. The node is polled or asked meanwhile, and all is called again once it has spoken.
-    /// One that has lost the task is sent none either: the number may be that of another.
+    /// One that has lost the task is sent none either, nor one that is asked whether it has: the number may be that of
+    /// another by now.
     pub(super) fn call_kill(&mut self, id: JobId) {
         if self.is_lost_unjudged(id) {
             return;
         }
         let Some(active) = self.active.get_mut(&id) else { return };
-        let in_trouble = |node: NodeId| self.members.get(&node).is_some_and(|member| member.trouble().is_some());
-        let silent = active.job.placed.is_some_and(|placed| in_trouble(placed.node));
-        let due = active.kill_asked && active.call == Call::Idle && !active.job.is_abandoned() && !silent;
+        let speaks = |member: &Member| member.trouble().is_none() && !member.is_rolling();
+        let hears = |node: NodeId| self.members.get(&node).is_none_or(speaks);
+        let unheard = active.job.placed.is_some_and(|placed| !hears(placed.node));
+        let due = active.kill_asked && active.call == Call::Idle && !active.job.is_abandoned() && !unheard;
         if let Some((node, task)) =
             active.job.placed.and_then(|placed| Some((placed.node, placed.task.filter(|_| due)?)))
         {

@@ -48,8 +48,9 @@ const ABSURD: u64 = 1 << 52;
 pub(super) struct Gathering {
     /// Who has not answered a roll call.
     unheard: BTreeSet<NodeId>,
-    /// What the nodes have lost of the jobs they have by what we know. Of each job the first that was heard.
-    losses: BTreeMap<JobId, News<'static>>,
+    /// What the nodes have lost of the jobs they have by what we know: which attempt, and how. Of each the first that was
+    /// heard. A later one may have been found since, and that may not have been kept.
+    losses: BTreeMap<JobId, (Attempt, News<'static>)>,
     /// Attempts that have run elsewhere, each job's latest.
     ran: BTreeMap<JobId, Attempt>,
     /// Whether any waiting job may be among those.
@@ -133,8 +134,10 @@ impl Owner {
             log::warn!("going on without having heard what runs on node {}", silent.join(", "));
         }
         // A job that is to be tried again because of a loss may have been already: what has run is looked at after that.
-        for (job, news) in &gathering.losses {
-            self.change(*job, *news, now);
+        for (job, (attempt, news)) in &gathering.losses {
+            if self.active.get(job).is_some_and(|active| active.job.attempt == *attempt) {
+                self.change(*job, *news, now);
+            }
         }
         for (job, attempt) in &gathering.ran {
             self.has_run(None, *job, *attempt, now);
@@ -182,17 +185,20 @@ impl Owner {
     /// A job is lost where we believe it to be: at once, or if it is in doubt when all nodes were heard. Under a lease it
     /// may be abandoned only, which is no end and takes nothing from whoever has it.
     pub(super) fn lose(&mut self, node: NodeId, id: JobId, news: News<'static>, now: Now) {
-        let job = self.active.get(&id).map(|active| &active.job);
-        if job.and_then(|job| job.placed).is_none_or(|placed| placed.node != node) {
+        let Some(job) = self.active.get(&id).map(|active| &active.job) else { return };
+        if job.placed.is_none_or(|placed| placed.node != node) {
             // It was asked for there, and was found elsewhere before the answer came.
             return;
         }
-        let leased = job.is_some_and(|job| job.lease.is_some());
-        let only_abandons = leased && matches!(news, News::Wiped(_) | News::Removed(_));
+        let attempt = job.attempt;
+        let only_abandons = job.lease.is_some() && matches!(news, News::Wiped(_) | News::Removed(_));
         let in_doubt = self.is_in_doubt(id) && !only_abandons;
         match self.gathering.as_mut().filter(|_| in_doubt) {
             Some(gathering) => {
-                gathering.losses.entry(id).or_insert(news);
+                let loss = gathering.losses.entry(id).or_insert((attempt, news));
+                if loss.0 < attempt {
+                    *loss = (attempt, news);
+                }
                 gathering.unjudged.insert(node);
             }
             None => self.change(id, news, now),
@@ -201,7 +207,8 @@ impl Owner {
 
     /// Whether its node has lost this job, which is judged when all were heard.
     pub(super) fn is_lost_unjudged(&self, id: JobId) -> bool {
-        self.gathering.as_ref().is_some_and(|it| it.losses.contains_key(&id))
+        let lost = self.gathering.as_ref().and_then(|it| it.losses.get(&id));
+        lost.zip(self.active.get(&id)).is_some_and(|((attempt, _), active)| *attempt == active.job.attempt)
     }
 
     /// Whether it may be written down that this node was heard.
@@ -225,6 +232,9 @@ impl Owner {
 
     /// A node's answer was not kept, and is asked for again.
     pub(super) fn unhear(&mut self, node: NodeId) {
+        if let Some(member) = self.members.get_mut(&node) {
+            member.tells_all(false);
+        }
         if let Some(gathering) = &mut self.gathering {
             gathering.unheard.insert(node);
         }
@@ -391,10 +401,6 @@ impl Owner {
         } else if active.inherited {
             log::warn!("job {id} is attempt {attempt} on node {node}, of which this master's database knows nothing");
             self.skip_used_numbers(id);
-            if let Some(gathering) = &mut self.gathering {
-                // That was of an earlier attempt.
-                gathering.losses.remove(&id);
-            }
             self.change(id, News::Found(node, attempt), now);
         }
     }
@@ -426,7 +432,7 @@ impl Owner {
     /// A roll call was answered.
     pub(super) fn heard_out(&mut self, node: NodeId) {
         if let Some(member) = self.members.get_mut(&node) {
-            member.tells_all();
+            member.tells_all(true);
         }
         if let Some(gathering) = &mut self.gathering {
             gathering.unheard.remove(&node);

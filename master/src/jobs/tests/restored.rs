@@ -542,19 +542,22 @@ fn a_database_that_cannot_be_read_for_once_is_not_taken_for_an_older_copy() {
 #[test]
 fn what_a_node_has_lost_is_not_killed_there_while_others_may_have_it() {
     let wiped = NodeResource { instance: InstanceId("f".repeat(32)), ..node() };
-    for (said, asked_before) in [(wiped.clone(), true), (wiped, false), (node(), true), (node(), false)] {
+    let cases = [wiped, node()].into_iter().flat_map(|said| (0..3).map(move |asked| (said.clone(), asked)));
+    for (said, asked) in cases {
         let mut master = Master::with_placed(spec(64), true);
-        if asked_before {
+        if asked == 0 {
             master.kill(1);
             master.start_gathering();
         }
+        // It has not said yet that it has lost it.
+        let mut orders = if asked == 1 { master.kill(1).1 } else { vec![] };
         let answer = master.roll_call_answer(said.clone(), vec![], remembers(1, &[]));
-        let mut orders = master.turn(vec![answer]);
-        if !asked_before {
+        orders.extend(master.turn(vec![answer]));
+        if asked == 2 {
             orders.extend(master.kill(1).1);
         }
         orders.extend(master.tells(said, 100, 100, vec![]));
-        assert!(kills(&orders).is_empty(), "asked before: {asked_before}");
+        assert!(kills(&orders).is_empty(), "asked: {asked}");
         assert_eq!(master.job(1).status, State::Assigned);
         let orders = master.answers_roll_call(1, vec![], remembers(1, &[]));
         assert_eq!((kills(&orders), master.job(1).cause), (vec![], Some(Reason::Lost)));
@@ -627,6 +630,33 @@ fn a_node_that_has_told_and_is_asked_anew_still_has_what_it_told_of() {
     let unlisted = Remembered { unlisted_to: EventNumber(5), ..remembers(2, &[(6, 900, 1)]) };
     master.answers_roll_call(1, vec![], unlisted);
     assert_eq!((master.job(1).status, master.job(1).attempt), (State::Running, Attempt(1)));
+}
+
+#[test]
+fn what_a_node_has_told_of_is_not_forgotten_in_a_turn_of_anothers_that_is_not_kept() {
+    let mut master = Master::with_placed(retried(), true);
+    master.answers_roll_call(0, vec![said(1, 8, State::Running)], remembers(1, &[]));
+    let unlisted = || Remembered { unlisted_to: EventNumber(5), ..remembers(2, &[(6, 900, 1)]) };
+    master.owner().store.forbid_writes(true);
+    master.answers_unchecked(1, unlisted());
+    master.owner().store.forbid_writes(false);
+    master.answers_roll_call(1, vec![], unlisted());
+    assert_eq!((master.job(1).status, master.job(1).attempt), (State::Running, Attempt(1)));
+}
+
+#[test]
+fn a_loss_counts_if_the_later_attempt_was_found_in_a_turn_that_was_not_kept() {
+    let mut master = Master::with_placed(retried(), true);
+    master.answers_roll_call(0, vec![], remembers(1, &[]));
+    let lives = report(JobId(1), Attempt(2), TaskId(9), State::Running);
+    let found = master.roll_call_answer(resource(1, 4, 1000), vec![lives], remembers(1, &[]));
+    master.owner().store.forbid_writes(true);
+    let now = master.now;
+    master.owner().turn(vec![found], now).unwrap();
+    master.owner().store.forbid_writes(false);
+    master.waits_no_more();
+    master.turn(vec![]);
+    assert_eq!((master.job(1).status, master.job(1).cause), (State::Failed, Some(Reason::Lost)));
 }
 
 #[test]
