@@ -2,6 +2,7 @@
    Prints what the kernel answered. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,8 +32,12 @@ static void forge(void)
     say("rt_tgsigqueueinfo", syscall(SYS_rt_tgsigqueueinfo, INIT, INIT, SIGTERM, &info));
     say("tgkill", syscall(SYS_tgkill, INIT, INIT, SIGTERM));
     say("tkill", syscall(SYS_tkill, INIT, SIGTERM));
-    int pidfd = (int)syscall(SYS_pidfd_open, INIT, 0);
-    say("pidfd_send_signal", syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, &info, 0));
+    int process = (int)syscall(SYS_pidfd_open, INIT, 0);
+    say("pidfd_send_signal with words", syscall(SYS_pidfd_send_signal, process, SIGTERM, &info, 0));
+    say("pidfd_send_signal to the thread", syscall(SYS_pidfd_send_signal, process, SIGTERM, NULL, 1));
+    int thread = (int)syscall(SYS_pidfd_open, INIT, O_EXCL);
+    say("pidfd_open of the thread", thread);
+    say("pidfd_send_signal by that", syscall(SYS_pidfd_send_signal, thread, SIGTERM, NULL, 0));
 }
 
 /* Signals of its own, blocked and so never taken, until its user has none left. */

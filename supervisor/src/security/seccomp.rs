@@ -1,7 +1,8 @@
 //! The system calls a payload may not make: the list, the filter that the kernel runs, and the same list as a policy
 //! for LXC.
 //!
-//! One list, two spellings: what `lxc.seccomp.profile` names makes stock LXC deny what berth denies, with the same errno.
+//! One list, two spellings: what `lxc.seccomp.profile` names makes stock LXC deny what berth denies, with the same errno;
+//! but for what keeps berth's own init from the payload, which LXC does not have.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -58,8 +59,13 @@ const NAMESPACE_FLAGS: [i32; 7] = [
 
 /// What the payload could take from its own init, which has its user: limits, so that no end is recorded and no log cut; and
 /// calls whose signals the kernel delivers without their sender where there is no room to queue them, as if they came from
-/// outside (signal(7), "RLIMIT_SIGPENDING"). kill(2) keeps its sender.
+/// outside (signal(7), "RLIMIT_SIGPENDING"): all that speak to a thread, or bring words of their own. kill(2) keeps its
+/// sender.
 const NOT_TO_INIT: &[Call] = calls![SYS_prlimit64 SYS_rt_sigqueueinfo SYS_rt_tgsigqueueinfo SYS_tgkill SYS_tkill];
+/// A descriptor of a thread, and a signal to the thread that a descriptor means (pidfd_open(2), pidfd_send_signal(2), since
+/// Linux 6.9): PIDFD_THREAD and PIDFD_SIGNAL_THREAD of linux/pidfd.h.
+const PIDFD_THREAD: i32 = libc::O_EXCL;
+const PIDFD_SIGNAL_THREAD: i32 = 1;
 /// Init's pid, and that of its only thread, as the payload sees it.
 const INIT: u32 = 1;
 
@@ -74,6 +80,8 @@ struct Condition {
     errno: i32,
     argument: u8,
     is: Is,
+    /// It keeps our init from the payload. Stock LXC has none of ours, and may run the command itself as PID 1.
+    for_init: bool,
 }
 
 /// What is asked of an argument.
@@ -96,16 +104,19 @@ impl Is {
 }
 
 fn conditions() -> Vec<Condition> {
-    let on = |call: &Call, errno, argument, is| Condition { call: *call, errno, argument, is };
-    let [clone, socket, signal, fallocate, ioctl] =
-        calls![SYS_clone SYS_socket SYS_pidfd_send_signal SYS_fallocate SYS_ioctl];
+    let on = |call: &Call, errno, argument, is| Condition { call: *call, errno, argument, is, for_init: false };
+    let init = |call: &Call, argument, is| Condition { for_init: true, ..on(call, libc::EPERM, argument, is) };
+    let [clone, socket, pidfd, signal, fallocate, ioctl] =
+        calls![SYS_clone SYS_socket SYS_pidfd_open SYS_pidfd_send_signal SYS_fallocate SYS_ioctl];
     let mut all: Vec<Condition> =
         NAMESPACE_FLAGS.iter().map(|flag| on(clone, libc::EPERM, 0, Is::flags(*flag))).collect();
     // AF_VSOCK reaches the hypervisor's host past every network namespace (vsock(7)).
     all.push(on(socket, libc::EPERM, 0, Is::equal(libc::AF_VSOCK.cast_unsigned())));
-    all.extend(NOT_TO_INIT.iter().map(|call| on(call, libc::EPERM, 0, Is::equal(INIT))));
-    // Whom a descriptor means no filter can see. Without words of its own to go with the signal it is as kill(2).
-    all.push(on(signal, libc::EPERM, 2, Is::There));
+    all.extend(NOT_TO_INIT.iter().map(|call| init(call, 0, Is::equal(INIT))));
+    // Whom a descriptor means no filter can see. To a whole process and without words of its own it is as kill(2).
+    all.push(init(signal, 2, Is::There));
+    all.push(init(signal, 3, Is::flags(PIDFD_SIGNAL_THREAD)));
+    all.push(init(pidfd, 1, Is::flags(PIDFD_THREAD)));
     // A log is measured by its size: room taken beyond it would fill the share unseen. The answer is that of a filesystem
     // that cannot do it, so programs know what to do then.
     let (keep, punch) = (libc::FALLOC_FL_KEEP_SIZE.cast_unsigned(), libc::FALLOC_FL_PUNCH_HOLE.cast_unsigned());
@@ -127,17 +138,16 @@ pub struct SystemCallFilter {
 impl SystemCallFilter {
     /// Compiles the deny list for this machine's architecture.
     pub fn compile() -> Result<SystemCallFilter, seccompiler::BackendError> {
-        let mut denied: Rules = denied().map(|call| (call.number, vec![])).collect();
-        let mut unsupported = Rules::new();
+        let mut by_errno: BTreeMap<i32, Rules> = BTreeMap::new();
+        by_errno.insert(libc::EPERM, denied().map(|call| (call.number, vec![])).collect());
+        // clone3's flags are behind a pointer where a filter cannot look; told that it is not there, libc uses clone.
+        by_errno.insert(libc::ENOSYS, Rules::from([(libc::SYS_clone3, vec![])]));
         for condition in conditions() {
-            let rules = if condition.errno == libc::EPERM { &mut denied } else { &mut unsupported };
+            let rules = by_errno.entry(condition.errno).or_default();
             rules.entry(condition.call.number).or_default().push(condition.rule()?);
         }
-        // clone3's flags are behind a pointer where a filter cannot look; told that it is not there, libc uses clone.
-        let absent = Rules::from([(libc::SYS_clone3, vec![])]);
-        let programs =
-            [program(denied, libc::EPERM)?, program(absent, libc::ENOSYS)?, program(unsupported, libc::EOPNOTSUPP)?];
-        let mut programs = Vec::from(programs);
+        let programs = by_errno.into_iter().map(|(errno, rules)| program(rules, errno));
+        let mut programs = programs.collect::<Result<Vec<_>, _>>()?;
         programs.extend(foreign_numbers());
         Ok(SystemCallFilter { programs })
     }
@@ -148,7 +158,7 @@ impl SystemCallFilter {
     }
 }
 
-/// The same list as `lxc.seccomp.profile` wants it (lxc.container.conf(5), "seccomp configuration"; `denylist` since LXC
+/// The same list, but for what protects our init, as `lxc.seccomp.profile` wants it (lxc.container.conf(5), "seccomp configuration"; `denylist` since LXC
 /// 4.0.5). In a masked comparison the values are what must be left and the mask that it is left under.
 pub fn lxc_policy() -> String {
     let mut text = "2\ndenylist\n[all]\n".to_owned();
@@ -159,7 +169,7 @@ pub fn lxc_policy() -> String {
     for call in denied() {
         rule(call.lxc_name(), libc::EPERM, "");
     }
-    for Condition { call, errno, argument, is } in conditions() {
+    for Condition { call, errno, argument, is, .. } in conditions().into_iter().filter(|it| !it.for_init) {
         let is = match is {
             Is::Left { mask, left } => format!("{left},SCMP_CMP_MASKED_EQ,{mask}"),
             Is::There => "0,SCMP_CMP_NE".to_owned(),
@@ -235,18 +245,18 @@ mod tests {
     /// What the kernel would make of a call without arguments.
     #[cfg(target_arch = "x86_64")]
     fn answer(filter: &SystemCallFilter, number: u32) -> u32 {
-        answer_to(filter, number, [0; 3])
+        answer_to(filter, number, [0; 4])
     }
 
     /// What it would make of one with these arguments: what the first program says that does not allow it.
     #[cfg(target_arch = "x86_64")]
-    fn answer_to(filter: &SystemCallFilter, number: u32, arguments: [u64; 3]) -> u32 {
+    fn answer_to(filter: &SystemCallFilter, number: u32, arguments: [u64; 4]) -> u32 {
         let mut answers = filter.programs.iter().map(|program| interpret(program, number, arguments));
         answers.find(|answer| *answer != libc::SECCOMP_RET_ALLOW).unwrap_or(libc::SECCOMP_RET_ALLOW)
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn interpret(program: &[seccompiler::sock_filter], number: u32, arguments: [u64; 3]) -> u32 {
+    fn interpret(program: &[seccompiler::sock_filter], number: u32, arguments: [u64; 4]) -> u32 {
         const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
         // struct seccomp_data: the call, the architecture, where it was made, then the arguments, of two words each.
         let words = arguments.into_iter().flat_map(|argument| [argument as u32, (argument >> 32) as u32]);
@@ -289,7 +299,7 @@ mod tests {
     fn room_beyond_the_end_of_a_file_is_not_to_be_had_and_all_else_of_fallocate_is() {
         let filter = SystemCallFilter::compile().unwrap();
         let number = u32::try_from(libc::SYS_fallocate).unwrap();
-        let to = |mode: i32| answer_to(&filter, number, [1, u64::from(mode.cast_unsigned()), 0]);
+        let to = |mode: i32| answer_to(&filter, number, [1, u64::from(mode.cast_unsigned()), 0, 0]);
         let refused = libc::SECCOMP_RET_ERRNO | libc::EOPNOTSUPP.cast_unsigned();
         let keep_size = libc::FALLOC_FL_KEEP_SIZE;
         assert_eq!([to(keep_size), to(keep_size | libc::FALLOC_FL_ZERO_RANGE)], [refused; 2]);
@@ -299,8 +309,8 @@ mod tests {
         let number = u32::try_from(libc::SYS_ioctl).unwrap();
         for request in UNSEEN_ROOM.map(u64::from) {
             // The kernel reads an int.
-            assert_eq!(answer_to(&filter, number, [1, 1 << 32 | request, 0]), refused, "{request:#x}");
-            assert_eq!(answer_to(&filter, number, [1, request ^ 1, 0]), libc::SECCOMP_RET_ALLOW, "{request:#x}");
+            assert_eq!(answer_to(&filter, number, [1, 1 << 32 | request, 0, 0]), refused, "{request:#x}");
+            assert_eq!(answer_to(&filter, number, [1, request ^ 1, 0, 0]), libc::SECCOMP_RET_ALLOW, "{request:#x}");
         }
     }
 
@@ -311,17 +321,20 @@ mod tests {
         let to = |call: i64, arguments| answer_to(&filter, u32::try_from(call).unwrap(), arguments);
         let (refused, allowed) = (libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned(), libc::SECCOMP_RET_ALLOW);
         for call in NOT_TO_INIT {
-            assert_eq!(to(call.number, [1, 15, 0]), refused, "{}", call.name);
-            assert_eq!(to(call.number, [1 << 32 | 1, 15, 0]), refused, "{}", call.name);
+            assert_eq!(to(call.number, [1, 15, 0, 0]), refused, "{}", call.name);
+            assert_eq!(to(call.number, [1 << 32 | 1, 15, 0, 0]), refused, "{}", call.name);
             for other in [0, 2, u64::from(u32::MAX)] {
-                assert_eq!(to(call.number, [other, 15, 0]), allowed, "{} {other}", call.name);
+                assert_eq!(to(call.number, [other, 15, 0, 0]), allowed, "{} {other}", call.name);
             }
         }
-        for pointer in [1, 1 << 32] {
-            assert_eq!(to(libc::SYS_pidfd_send_signal, [3, 15, pointer]), refused, "{pointer:#x}");
+        for (pointer, flags, answer) in
+            [(0, 0, allowed), (1, 0, refused), (1 << 32, 0, refused), (0, 1, refused), (0, 4, allowed)]
+        {
+            assert_eq!(to(libc::SYS_pidfd_send_signal, [3, 15, pointer, flags]), answer, "{pointer:#x} {flags}");
         }
-        assert_eq!(to(libc::SYS_pidfd_send_signal, [3, 15, 0]), allowed);
-        assert_eq!(to(libc::SYS_kill, [1, 15, 0]), allowed);
+        assert_eq!(to(libc::SYS_pidfd_open, [1, 0o200, 0, 0]), refused);
+        assert_eq!(to(libc::SYS_pidfd_open, [1, 0o4000, 0, 0]), allowed);
+        assert_eq!(to(libc::SYS_kill, [1, 15, 0, 0]), allowed);
     }
 
     #[test]
@@ -349,15 +362,14 @@ mod tests {
         let mut lines = policy.lines();
         assert_eq!([lines.next(), lines.next(), lines.next()], [Some("2"), Some("denylist"), Some("[all]")]);
         let rules: Vec<&str> = lines.collect();
-        assert_eq!(rules.len(), denied().count() + conditions().len() + 1);
+        let conditions = conditions().iter().filter(|it| !it.for_init).count();
+        assert_eq!(rules.len(), denied().count() + conditions + 1);
         for rule in [
             "bpf errno 1",
             "clone3 errno 38",
             "fallocate errno 95 [1,1,SCMP_CMP_MASKED_EQ,3]",
             "socket errno 1 [0,40,SCMP_CMP_MASKED_EQ,4294967295]",
             "ioctl errno 95 [1,1076910122,SCMP_CMP_MASKED_EQ,4294967295]",
-            "prlimit64 errno 1 [0,1,SCMP_CMP_MASKED_EQ,4294967295]",
-            "pidfd_send_signal errno 1 [2,0,SCMP_CMP_NE]",
             "clone errno 1 [0,268435456,SCMP_CMP_MASKED_EQ,268435456]",
         ] {
             assert!(rules.contains(&rule), "{rule}\n{policy}");

@@ -41,6 +41,9 @@ static void ask_init(void)
     say("sigqueue-init", syscall(SYS_rt_sigqueueinfo, 1, 0, &info));
     say("tgsigqueue-init", syscall(SYS_rt_tgsigqueueinfo, 1, 1, 0, &info));
     say("pidfd-signal-info", syscall(SYS_pidfd_send_signal, -1, 0, &info, 0));
+    say("pidfd-signal-thread", syscall(SYS_pidfd_send_signal, -1, 0, NULL, 1));
+    say("pidfd", syscall(SYS_pidfd_open, -1, 0));
+    say("pidfd-thread", syscall(SYS_pidfd_open, -1, O_EXCL));
     say("pidfd-signal", syscall(SYS_pidfd_send_signal, -1, 0, NULL, 0));
     say("kill-init", kill(1, 0));
 }
@@ -58,7 +61,7 @@ int main(void)
     ASK(iopl); ASK(ioperm); ASK(modify_ldt);
 #endif
     /* Allowed: these answer of their own. */
-    ASK(ptrace); ASK(process_vm_readv); ASK(getdents64); ASK(landlock_create_ruleset); ASK(pidfd_open); ASK(memfd_create);
+    ASK(ptrace); ASK(process_vm_readv); ASK(getdents64); ASK(landlock_create_ruleset); ASK(memfd_create);
     say("socket-vsock", socket(AF_VSOCK, SOCK_STREAM, 0));
     say("socket-raw", socket(AF_INET, SOCK_RAW, 1));
     say("socket-netlink", socket(AF_NETLINK, SOCK_RAW, 0));

@@ -131,6 +131,24 @@ pub const EXCUSES: &[Excuse] = &[
             x32, which LXC's policy has rules for call by call; the answers are compared above",
     },
     Excuse {
+        attributes: &[
+            "answer.prlimit-init",
+            "answer.tgkill-init",
+            "answer.tkill-init",
+            "answer.sigqueue-init",
+            "answer.tgsigqueue-init",
+            "answer.pidfd-signal-info",
+            "answer.pidfd-signal-thread",
+            "answer.pidfd-thread",
+        ],
+        side: Where::Both,
+        against: &Runtime::ALL,
+        on: Machines::All,
+        values: ["EPERM", "the kernel's answer"],
+        reason: "what could take limits from berth's init, or pass for a word from outside to it; LXC has another init, or \
+            runs the command itself as PID 1, and then these are what abort(3) and a runtime's threads are made of",
+    },
+    Excuse {
         attributes: &["dev./dev/ptmx", "mount./dev/ptmx"],
         side: Where::Both,
         against: &Runtime::ALL,
