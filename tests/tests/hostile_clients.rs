@@ -309,7 +309,7 @@ fn a_crowd_of_requests_that_never_become_whole_shuts_out_nobody_of_another_addre
 
 #[test]
 fn exhausted_file_descriptors_are_free_again() {
-    for open_files in [112, 128, 160, 256] {
+    for open_files in [128, 144, 160, 256] {
         let few = Some(format!("ulimit -n {open_files}"));
         let mut plan = Plan::of_nodes([NodePlan { before_exec: few.clone(), ..NodePlan::default() }]);
         plan.master.before_exec = few;
