@@ -316,16 +316,26 @@ fn bind(source: &str, target: &str) -> MountEntry {
     MountEntry { source: source.to_owned(), target: target.into(), fstype: "none".into(), options }
 }
 
-/// Removes what LXC leaves: its groups, which carry the container's name, and its locks.
-fn clean_up_after_lxc(scratch: &Scratch, name: &str) {
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|folder| folder.path()) {
-        for group in [&hierarchy, Path::new("/sys/fs/cgroup")].map(|base| base.join(format!("{name}-pivot"))) {
-            // LXC moves its monitor there, and makes a group of its own inside.
-            let _ = std::fs::remove_dir(group.join("lxc.pivot"));
-            let _ = std::fs::remove_dir(group);
+/// Removes at its end what LXC leaves: its groups, which carry the container's name, and its locks.
+struct AfterLxc<'a> {
+    scratch: &'a Scratch,
+    name: &'a str,
+}
+
+impl Drop for AfterLxc<'_> {
+    fn drop(&mut self) {
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|folder| folder.path())
+        {
+            let name = format!("{}-pivot", self.name);
+            for group in [&hierarchy, Path::new("/sys/fs/cgroup")].map(|base| base.join(&name)) {
+                // LXC moves its monitor there, and makes a group of its own inside.
+                let _ = std::fs::remove_dir(group.join("lxc.pivot"));
+                let _ = std::fs::remove_dir(group);
+            }
         }
+        let locks = self.scratch.path().strip_prefix("/").unwrap_or(self.scratch.path());
+        let _ = std::fs::remove_dir_all(Path::new("/run/lxc/lock").join(locks));
     }
-    let _ = std::fs::remove_dir_all(Path::new("/run/lxc/lock").join(scratch.path().strip_prefix("/").unwrap()));
 }
 
 /// Runs the config under the machine's own lxc-execute.
@@ -365,6 +375,7 @@ fn stock_lxc_execute_takes_the_file_and_runs_the_same_command_under_the_same_lim
     }
     scratch.write("a dir/inside", "bound\n");
     let name = format!("berth-test-{}", std::process::id());
+    let _after = AfterLxc { scratch: &scratch, name: &name };
     let (limit, memory_mounted) = memory_limit(64 << 20);
     let mut config = ContainerConfig {
         uts_name: "t7-cont".into(),
@@ -400,5 +411,4 @@ fn stock_lxc_execute_takes_the_file_and_runs_the_same_command_under_the_same_lim
         config.command_line = command.into();
         assert_eq!(lxc_execute(&scratch, &name, &config), (Some(3), "plain\n".into()), "{command}");
     }
-    clean_up_after_lxc(&scratch, &name);
 }
