@@ -318,7 +318,8 @@ fn of_one_that_has_sent_much_only_a_part_is_read_in_a_turn() {
     for start in [refused_while_sending, large_body] {
         let mut busy = connect();
         busy.write_all(&start).unwrap();
-        fill(&mut busy);
+        let sent = fill(&mut busy);
+        assert!(sent > 2 * small_turns().turn_bytes, "the kernel takes {sent} bytes");
         turn_until_there_is_more(&mut poll, &mut server);
         let mut other = connect();
         other.write_all(b"GET /y HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
@@ -747,6 +748,7 @@ fn of_an_answer_that_is_long_only_a_part_is_read_in_a_turn_and_the_rest_without_
     let head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_vec();
     server.write_all(&head).unwrap();
     let sent = fill(&mut server);
+    assert!(sent > 2 * small_turns().turn_bytes, "the kernel takes {sent} bytes");
     server.shutdown(Shutdown::Write).unwrap();
     asking.read_until_there_is_more();
     let answer = asking.outcome().answer.unwrap();
