@@ -21,8 +21,6 @@ pub(super) struct Lines<T> {
 struct Standing<T> {
     waiting: VecDeque<(ExchangeId, T)>,
     under_way: usize,
-    /// What it has in `next`.
-    first: Option<ExchangeId>,
 }
 
 impl<T> Lines<T> {
@@ -69,16 +67,15 @@ impl<T> Lines<T> {
 
     /// Changes a line, and what `next` says of it.
     fn at<R>(&mut self, line: Line, change: impl FnOnce(&mut Standing<T>) -> R) -> R {
-        let standing =
-            self.lines.entry(line).or_insert_with(|| Standing { waiting: VecDeque::new(), under_way: 0, first: None });
-        let result = change(standing);
-        let has_place = standing.under_way < line.1.at_once();
-        let first = standing.waiting.front().map(|(id, _)| *id).filter(|_| has_place);
-        if let Some(before) = std::mem::replace(&mut standing.first, first) {
-            self.next.remove(&before);
+        let standing = self.lines.entry(line).or_insert_with(|| Standing { waiting: VecDeque::new(), under_way: 0 });
+        if let Some((first, _)) = standing.waiting.front() {
+            self.next.remove(first);
         }
-        if let Some(first) = first {
-            self.next.insert(first, line);
+        let result = change(standing);
+        if standing.under_way < line.1.at_once()
+            && let Some((first, _)) = standing.waiting.front()
+        {
+            self.next.insert(*first, line);
         }
         if standing.waiting.is_empty() && standing.under_way == 0 {
             self.lines.remove(&line);
