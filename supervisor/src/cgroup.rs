@@ -167,6 +167,11 @@ impl Hierarchy {
         }
     }
 
+    /// A counter that is one number.
+    fn number(&self, group: &str, file: &str) -> io::Result<Option<u64>> {
+        Ok(self.counter(group, file)?.and_then(|text| text.trim().parse().ok()))
+    }
+
     fn write(&self, group: &str, file: &str, value: &str) -> Result<(), CgroupError> {
         self.open_for_writing(group, file).and_then(|mut file| file.write_all(value.as_bytes())).map_err(|source| {
             CgroupError::Write { path: self.base.join(group).join(file), value: value.to_owned(), source }
@@ -333,11 +338,10 @@ impl Layout {
             };
             let oom_kills = memory.counter(group, events)?.and_then(|text| keyed(&text, "oom_kill"));
             usage.oom_kills = oom_kills.unwrap_or(0);
-            let number = |text: Option<String>| text.and_then(|text| text.trim().parse().ok());
-            usage.memory_peak_bytes = number(memory.counter(group, peak)?);
+            usage.memory_peak_bytes = memory.number(group, peak)?;
             if usage.oom_kills > 0 && memory.version == CgroupVersion::V1 {
                 // The limit that was in the way may be that of memory and swap together.
-                let swapped = number(memory.counter(group, "memory.memsw.max_usage_in_bytes")?);
+                let swapped = memory.number(group, "memory.memsw.max_usage_in_bytes")?;
                 usage.memory_peak_bytes = usage.memory_peak_bytes.max(swapped);
             }
         }
@@ -364,8 +368,7 @@ impl Layout {
             return Ok(text.and_then(|text| keyed(&text, "usage_usec")).map(Duration::from_micros));
         }
         let Some(cpuacct) = self.controller("cpuacct") else { return Ok(None) };
-        let text = cpuacct.counter(group, "cpuacct.usage")?;
-        Ok(text.and_then(|text| text.trim().parse().ok()).map(Duration::from_nanos))
+        Ok(cpuacct.number(group, "cpuacct.usage")?.map(Duration::from_nanos))
     }
 
     /// SIGKILL to all that is left in `group`, in one pass that waits for nothing.
