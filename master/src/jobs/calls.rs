@@ -66,10 +66,9 @@ impl Owner {
             return;
         }
         let Some(active) = self.active.get_mut(&id) else { return };
-        let speaks = |member: &Member| member.trouble().is_none() && !member.is_rolling();
-        let hears = |node: NodeId| self.members.get(&node).is_none_or(speaks);
-        let unheard = active.job.placed.is_some_and(|placed| !hears(placed.node));
-        let due = active.kill_asked && active.call == Call::Idle && !active.job.is_abandoned() && !unheard;
+        let member = active.job.placed.and_then(|placed| self.members.get(&placed.node));
+        let speaks = member.is_none_or(|member| member.trouble().is_none() && !member.is_rolling());
+        let due = active.kill_asked && active.call == Call::Idle && !active.job.is_abandoned() && speaks;
         if let Some((node, task)) =
             active.job.placed.and_then(|placed| Some((placed.node, placed.task.filter(|_| due)?)))
         {

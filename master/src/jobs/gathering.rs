@@ -46,8 +46,6 @@ const ABSURD: u64 = 1 << 52;
 /// What is still awaited.
 #[derive(Debug)]
 pub(super) struct Gathering {
-    /// Who has not answered a roll call.
-    unheard: BTreeSet<NodeId>,
     /// What the nodes have lost of the jobs they have by what we know: which attempt, and how. Of each the first that was
     /// heard. A later one may have been found since, and that may not have been kept.
     losses: BTreeMap<JobId, (Attempt, News<'static>)>,
@@ -67,19 +65,17 @@ pub(super) struct Gathering {
 #[cfg(test)]
 impl Gathering {
     /// It is over with the next turn.
-    pub(super) fn waits_for_nobody(&mut self) {
-        self.unheard.clear();
+    pub(super) fn waits_for_nobody(&mut self, now: Now) {
+        (self.numbers_until, self.until) = (now.clock, now.clock);
     }
 }
 
 impl Owner {
     pub(super) fn begin_gathering(&mut self, now: Now) {
-        let unheard: BTreeSet<NodeId> = self.members.keys().copied().collect();
-        if unheard.is_empty() {
+        if self.members.is_empty() {
             return self.end_the_killed(now);
         }
         self.gathering = Some(Gathering {
-            unheard,
             losses: BTreeMap::new(),
             ran: BTreeMap::new(),
             any_may_have: false,
@@ -92,14 +88,23 @@ impl Owner {
 
     /// Whether a number may be given out that an older life of this database may have given out.
     fn numbers_are_known(&self, now: Now) -> bool {
-        let heard_or_away = |node: &NodeId| self.members.get(node).is_none_or(|member| member.trouble().is_some());
-        let known = |it: &Gathering| it.numbers_until <= now.clock || it.unheard.iter().all(heard_or_away);
+        let all_away = || self.untold().all(|(_, member)| member.trouble().is_some());
+        let known = |it: &Gathering| it.numbers_until <= now.clock || all_away();
         self.gathering.as_ref().is_none_or(known)
     }
 
     fn is_gathered(&self, now: Now) -> bool {
-        let lost = |node: &NodeId| self.members.get(node).is_none_or(Member::is_lost);
-        self.gathering.as_ref().is_some_and(|it| it.until <= now.clock || it.unheard.iter().all(lost))
+        let all_lost = || self.untold().all(|(_, member)| member.is_lost());
+        self.gathering.as_ref().is_some_and(|it| it.until <= now.clock || all_lost())
+    }
+
+    /// Who has not told, since this master started, of all that it has.
+    fn untold(&self) -> impl Iterator<Item = (&NodeId, &Member)> {
+        self.members.iter().filter(|(_, member)| !member.has_told())
+    }
+
+    fn untold_in_words(&self) -> String {
+        self.untold().map(|(node, _)| node.to_string()).collect::<Vec<_>>().join(", ")
     }
 
     /// Takes a submission back until its number is known to be new.
@@ -129,9 +134,8 @@ impl Owner {
 
     fn end_gathering(&mut self, now: Now) {
         let Some(gathering) = self.gathering.take() else { return };
-        if !gathering.unheard.is_empty() {
-            let silent: Vec<String> = gathering.unheard.iter().map(ToString::to_string).collect();
-            log::warn!("going on without having heard what runs on node {}", silent.join(", "));
+        if self.untold().next().is_some() {
+            log::warn!("going on without having heard what runs on node {}", self.untold_in_words());
         }
         // A job that is to be tried again because of a loss may have been already: what has run is looked at after that.
         for (job, (attempt, news)) in &gathering.losses {
@@ -217,10 +221,10 @@ impl Owner {
     }
 
     pub(super) fn why_held(&self) -> Option<String> {
-        let unheard: Vec<String> = self.gathering.as_ref()?.unheard.iter().map(ToString::to_string).collect();
+        self.gathering.as_ref()?;
         Some(format!(
             "this master has just started, and jobs are placed once node {} has said what it runs, or is lost",
-            unheard.join(", ")
+            self.untold_in_words()
         ))
     }
 
@@ -234,9 +238,6 @@ impl Owner {
     pub(super) fn unhear(&mut self, node: NodeId) {
         if let Some(member) = self.members.get_mut(&node) {
             member.tells_all(false);
-        }
-        if let Some(gathering) = &mut self.gathering {
-            gathering.unheard.insert(node);
         }
     }
 
@@ -433,9 +434,6 @@ impl Owner {
     pub(super) fn heard_out(&mut self, node: NodeId) {
         if let Some(member) = self.members.get_mut(&node) {
             member.tells_all(true);
-        }
-        if let Some(gathering) = &mut self.gathering {
-            gathering.unheard.remove(&node);
         }
     }
 }

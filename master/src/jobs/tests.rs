@@ -43,8 +43,9 @@ impl Master {
 
     /// What the nodes have not said yet is not waited for.
     fn waits_no_more(&mut self) {
+        let now = self.now;
         if let Some(gathering) = &mut self.owner().gathering {
-            gathering.waits_for_nobody();
+            gathering.waits_for_nobody(now);
         }
     }
 
